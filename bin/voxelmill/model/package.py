@@ -52,11 +52,8 @@ def load_manifest(path: Path) -> dict[str, str]:
     if not file.is_file():
         raise ModelMismatchError("not a packed model", file=path, expected=f"a folder with {MANIFEST}")
     manifest = parse_json(file.read_bytes(), str(file))
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("format") != FORMAT
-        or not isinstance(manifest.get("files"), dict)
-    ):
+    files = manifest.get("files") if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+    if not isinstance(files, dict):
         raise ModelMismatchError(f"not a package of format {FORMAT}", file=file, remedy="pack the model again")
     for name in files:
         if not _FILE_NAME.fullmatch(name):
