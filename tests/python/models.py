@@ -42,9 +42,7 @@ def architecture(
 ) -> dict[str, Any]:
     """``architecture`` block of a configuration in plans.json."""
     dimensions, stages = len(patch_size), len(features)
-    convolutions = (
-        {"n_conv_per_stage": [1] * stages} if arch == "PlainConvUNet" else {"n_blocks_per_stage": [1] * stages}
-    )
+    depth = "n_conv_per_stage" if arch == "PlainConvUNet" else "n_blocks_per_stage"
     return {
         "network_class_name": f"{UNET}.{arch}",
         "arch_kwargs": {
