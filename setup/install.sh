@@ -119,7 +119,8 @@ install_nextflow() {
     say "installing Nextflow $nextflow_version"
     rm -rf "$partial"
     mvn --quiet --batch-mode --strict-checksums --file setup/pom.xml dependency:copy-dependencies \
-        -DincludeScope=runtime -DoutputDirectory="$PWD/$partial"
+        -DincludeScope=runtime -DoutputDirectory="$PWD/$partial" 2>&1 |
+        sed 's/\x1b\[[0-9;]*m//g'
     rm -rf "$venv/share/nextflow"
     mv "$partial" "$venv/share/nextflow"
     install -m 755 setup/nextflow "$venv/bin/nextflow"
