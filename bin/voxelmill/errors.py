@@ -1,0 +1,137 @@
+"""Exit codes of every task and the errors that carry them.
+
+Nextflow's retry rule (``conf/base.config``) reads the same codes: 65-70, 74, 77 and 78 are final, 75 is tried
+again as it is, 137 is tried again with more memory.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from pathlib import Path
+
+OK = 0
+USAGE = 2
+BAD_DATA = 65
+INPUT_MISSING = 66
+DEVICE_ABSENT = 69
+INTERNAL = 70
+WRITE_FAILED = 74
+TEMPORARY = 75
+GPU_MEMORY = 76
+REFUSED = 77
+MODEL_MISMATCH = 78
+HOST_MEMORY = 137
+
+MAX_LINES = 12
+
+
+class VoxelmillError(Exception):
+    """A failure that a user can act on.
+
+    Parameters
+    ----------
+    found : str
+        What is wrong, in one sentence.
+    sample, file : str, optional
+        Where: the sample's id and the file as the user named it.
+    expected : str, optional
+        What was expected instead.
+    remedy : str, optional
+        What to do now.
+    """
+
+    code = INTERNAL
+
+    def __init__(
+        self,
+        found: str,
+        *,
+        sample: str | None = None,
+        file: str | Path | None = None,
+        expected: str | None = None,
+        remedy: str | None = None,
+    ):
+        super().__init__(found)
+        self.found = found
+        self.sample = sample
+        self.file = None if file is None else str(file)
+        self.expected = expected
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        rows = [
+            ("error", self.found),
+            ("sample", self.sample),
+            ("file", self.file),
+            ("expected", self.expected),
+            ("do", self.remedy),
+        ]
+        lines = [f"{name + ':':<10}{text}" for name, text in rows if text]
+        return "\n".join("\n".join(lines).splitlines()[:MAX_LINES])
+
+
+class UsageError(VoxelmillError):
+    code = USAGE
+
+
+class BadDataError(VoxelmillError):
+    code = BAD_DATA
+
+
+class InputMissingError(VoxelmillError):
+    code = INPUT_MISSING
+
+
+class DeviceAbsentError(VoxelmillError):
+    code = DEVICE_ABSENT
+
+
+class WriteFailedError(VoxelmillError):
+    code = WRITE_FAILED
+
+
+class TemporaryError(VoxelmillError):
+    code = TEMPORARY
+
+
+class GpuMemoryError(VoxelmillError):
+    code = GPU_MEMORY
+
+
+class RefusedError(VoxelmillError):
+    code = REFUSED
+
+
+class ModelMismatchError(VoxelmillError):
+    code = MODEL_MISMATCH
+
+
+class SeveralErrors(VoxelmillError):
+    """All faults of an input at once; the exit code is that of the first."""
+
+    def __init__(self, faults: Iterable[VoxelmillError]):
+        self.faults = list(faults)
+        super().__init__(f"{len(self.faults)} faults")
+        self.code = self.faults[0].code
+
+    def __str__(self) -> str:
+        return "\n\n".join(str(fault) for fault in self.faults)
+
+
+def code_of(error: BaseException) -> int:
+    """Exit code for any exception: ours by class, the operating system's by what it says."""
+    if isinstance(error, VoxelmillError):
+        return error.code
+    if isinstance(error, MemoryError):
+        return HOST_MEMORY
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            return WRITE_FAILED
+        if error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM):
+            return INPUT_MISSING
+        if error.errno == errno.ESTALE:
+            return TEMPORARY
+        if error.errno == errno.ENOMEM:
+            return HOST_MEMORY
+    return INTERNAL

@@ -1,0 +1,163 @@
+"""What is known of a sample's image once it has been imported, and how to read it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from voxelmill.files import read_json, write_json
+
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""Half-open (start, stop) on the three axes."""
+
+
+def slices(box: Box) -> tuple[slice, slice, slice]:
+    return tuple(slice(start, stop) for start, stop in box)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class ArrayLocation:
+    """Where the voxels of a sample lie inside its store.
+
+    Attributes
+    ----------
+    path : str
+        Array inside the store, such as ``"0"``.
+    axes : str
+        One letter per axis of that array out of ``tczyx``; all but the ones in ``zyx`` and ``c`` have length one.
+    channels : tuple of int
+        Indices on the ``c`` axis, in the model's order; ``(0,)`` where there is no such axis.
+    offset : tuple of int
+        First voxel of the sample in the array (z, y, x); not zero where ``--box`` cuts an image that is read in place.
+    """
+
+    path: str
+    axes: str
+    channels: tuple[int, ...]
+    offset: tuple[int, int, int] = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """A point-wise change of the raw values before the network: ``clip(trunc((v - low) * scale + 0.5), 0, 255)``.
+
+    ``scale`` is None where the values go to the network as they are.
+    """
+
+    rule: str = "none"
+    low: float = 0.0
+    scale: float | None = None
+
+    def __call__(self, raw: np.ndarray) -> np.ndarray:
+        """Raw values of any dtype -> float32."""
+        if self.scale is None:
+            return raw.astype(np.float32)
+        scaled = np.trunc((raw.astype(np.float64) - self.low) * self.scale + 0.5)
+        return np.clip(scaled, 0, 255).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Statistics of one channel, after the intensity rule, inside the non-zero box (float64).
+
+    ``planes[axis]`` is a pair of lists: smallest and largest value of every plane along that axis (z, y, x) of the box.
+    """
+
+    mean: float
+    std: float
+    minimum: float
+    maximum: float
+    percentiles: dict[str, float]
+    planes: tuple[tuple[list[float], list[float]], ...]
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """Contents of ``<sample>.image.json``. Axis order z, y, x; lengths in micrometres unless ``unit`` is ``pixel``."""
+
+    sample: str
+    shape: tuple[int, int, int]
+    dtype: str
+    spacing: tuple[float, float, float]
+    unit: str
+    spacing_origin: str
+    format: str
+    files: tuple[str, ...]
+    array: ArrayLocation
+    intensity: tuple[Intensity, ...]
+    flip: str
+    nonzero_box: Box
+    statistics: tuple[ChannelStatistics, ...]
+    content_sha256: str
+    affine: tuple[tuple[float, ...], ...] | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def voxels(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def save(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> ImageInfo:
+        return cls.from_dict(read_json(path))
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> ImageInfo:
+        location = value["array"]
+        return cls(
+            **{
+                **value,
+                "shape": tuple(value["shape"]),
+                "spacing": tuple(value["spacing"]),
+                "files": tuple(value["files"]),
+                "warnings": tuple(value["warnings"]),
+                "array": ArrayLocation(
+                    location["path"], location["axes"], tuple(location["channels"]), tuple(location["offset"])
+                ),
+                "intensity": tuple(Intensity(**rule) for rule in value["intensity"]),
+                "nonzero_box": tuple(tuple(pair) for pair in value["nonzero_box"]),
+                "statistics": tuple(
+                    ChannelStatistics(**{**s, "planes": tuple(tuple(axis) for axis in s["planes"])})
+                    for s in value["statistics"]
+                ),
+                "affine": None if value["affine"] is None else tuple(tuple(row) for row in value["affine"]),
+            }
+        )
+
+
+class StoredImage:
+    """The raw voxels of a sample, read box by box from its store.
+
+    Parameters
+    ----------
+    store : Path
+        OME-Zarr folder: the imported one, or the user's own where it is read in place.
+    info : ImageInfo
+    """
+
+    def __init__(self, store: Path, info: ImageInfo):
+        self.info = info
+        self._array = zarr.open_array(str(store), path=info.array.path, mode="r")
+
+    def read(self, channel: int, box: Box) -> np.ndarray:
+        """Raw values of one channel (index in the model's order) in a box -> array (z, y, x) of the store's dtype."""
+        where = self.info.array
+        at = dict(zip("zyx", (slice(a + o, b + o) for (a, b), o in zip(box, where.offset, strict=True)), strict=True))
+        at["c"] = slice(where.channels[channel], where.channels[channel] + 1)
+        at["t"] = slice(0, 1)
+        data = np.asarray(self._array[tuple(at[axis] for axis in where.axes)])
+        keep = [axis for axis in "zyx" if axis in where.axes]
+        order = [where.axes.index(axis) for axis in where.axes if axis not in "zyx"]
+        order += [where.axes.index(axis) for axis in keep]
+        data = data.transpose(order)
+        return data.reshape(tuple(stop - start for start, stop in box))
+
+    def values(self, channel: int, box: Box) -> np.ndarray:
+        """As :meth:`read`, after the intensity rule -> float32."""
+        return self.info.intensity[channel](self.read(channel, box))

@@ -1,0 +1,325 @@
+"""IMPORT_IMAGE: one streaming pass that stores an image and measures what is global about it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voxelmill.errors import BadDataError
+from voxelmill.formats.base import ImageSource
+from voxelmill.image import ArrayLocation, Box, ChannelStatistics, ImageInfo, Intensity, slices
+from voxelmill.pictures import PictureBuilder, stretch
+from voxelmill.store import create_array, multiscales, shard_boxes, write_group
+
+SHARD = (64, 256, 256)
+PLANE_SHARD = (1, 2048, 2048)
+STEP_BYTES = 256_000_000
+"""A step reads whole rows of shards up to this size, at least one row."""
+
+SAMPLES = 2**18
+"""Voxels of a channel, on a regular lattice, that the percentiles are taken from."""
+
+EXACT_IN_FLOAT32 = 2**24
+
+Step = tuple[int, Box, np.ndarray]
+"""Channel (in the model's order), box (z, y, x) of the sample, raw voxels."""
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """What CHECK_INPUT decided about a sample; one entry of ``samples.json``.
+
+    ``spacing`` (z, y, x) in micrometres, or voxels where ``unit`` is ``pixel``; ``box`` in voxels of the file or None.
+    """
+
+    id: str
+    channel: tuple[int, ...]
+    spacing: tuple[float, float, float]
+    unit: str
+    spacing_origin: str
+    box: Box | None = None
+    flip: str = ""
+    intensity: str = "none"
+    nonfinite: str = "error"
+    in_place: bool = False
+    files: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> SampleSpec:
+        """From an entry of ``samples.json``; what the import does not need is left out."""
+        box = value["box"]
+        return cls(
+            id=value["id"],
+            channel=tuple(value["channel"]),
+            spacing=tuple(value["spacing"]),
+            unit=value["unit"],
+            spacing_origin=value["spacing_origin"],
+            box=None if box is None else tuple(tuple(pair) for pair in box),  # type: ignore[arg-type]
+            flip="" if value["flip"] == "none" else value["flip"],
+            intensity=value["intensity"],
+            nonfinite=value["nonfinite"],
+            in_place=value["in_place"],
+            files=tuple(value["files"]),
+            warnings=tuple(value["warnings"]),
+        )
+
+
+def import_image(sources: Sequence[ImageSource], spec: SampleSpec, out: Path) -> ImageInfo:
+    """Store a sample's image, unless it is read in place, and measure it.
+
+    Parameters
+    ----------
+    sources : sequence of ImageSource
+        One file with all channels, or one file per channel in the model's order.
+    spec : SampleSpec
+        ``channel`` picks channels of a single file; of several files each has one.
+    out : Path
+        Folder of the sample: gets ``<id>.image.zarr`` (unless in place), ``<id>.image.json``, ``<id>.projections.npz``.
+
+    Raises
+    ------
+    BadDataError
+        Where a voxel is not finite, or an integer cannot be held by a float32.
+    """
+    channels = [(sources[0], c) for c in spec.channel] if len(sources) == 1 else [(s, 0) for s in sources]
+    box = spec.box or tuple((0, n) for n in sources[0].shape[1:])
+    shape = tuple(stop - start for start, stop in box)
+    dtype = stored_dtype([source.dtype for source, _ in channels])
+    steps = read_steps(channels, box, shape, dtype, spec)
+    if spec.in_place and sources[0].in_place is not None and not (spec.nonfinite == "zero" and dtype.kind == "f"):
+        place = sources[0].in_place
+        location = ArrayLocation(place.path, place.axes, spec.channel, tuple(start for start, _ in box))  # type: ignore[arg-type]
+    else:
+        location = ArrayLocation("0", "czyx", tuple(range(len(channels))))
+        steps = stored(steps, out / f"{spec.id}.image.zarr", len(channels), shape, dtype, spec)
+    pictures = PictureBuilder(shape, len(channels), dtype)
+    digest = hashlib.sha256()
+    steps = watched(steps, pictures, digest)
+    if spec.intensity == "percentile8":
+        rules = [percentile8(histogram) for histogram in histograms(steps, len(channels), spec)]
+        steps = read_steps(channels, box, shape, dtype, spec)
+    else:
+        rules = [Intensity()] * len(channels)
+    measured = [Measurement(shape) for _ in channels]
+    for channel, at, raw in steps:
+        measured[channel].update(at, rules[channel](raw))
+    nonzero = nonzero_box(measured, shape)
+    info = ImageInfo(
+        sample=spec.id,
+        shape=shape,  # type: ignore[arg-type]
+        dtype=dtype.name,
+        spacing=spec.spacing,
+        unit=spec.unit,
+        spacing_origin=spec.spacing_origin,
+        format=sources[0].format,
+        files=spec.files,
+        array=location,
+        intensity=tuple(rules),
+        flip=spec.flip,
+        nonzero_box=nonzero,
+        statistics=tuple(m.statistics(nonzero) for m in measured),
+        content_sha256=digest.hexdigest(),
+        affine=None if sources[0].affine is None else tuple(tuple(map(float, row)) for row in sources[0].affine),
+        warnings=spec.warnings,
+    )
+    info.save(out / f"{spec.id}.image.json")
+    np.savez_compressed(out / f"{spec.id}.projections.npz", **stretch(pictures.arrays()))
+    return info
+
+
+def stored_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
+    """The one dtype that holds all channels; half precision and truth values become the next kind Zarr readers know."""
+    common = np.result_type(*dtypes)
+    return {"float16": np.dtype("float32"), "bool": np.dtype("uint8")}.get(common.name, common)
+
+
+def read_steps(
+    channels: Sequence[tuple[ImageSource, int]], box: Box, shape: Sequence[int], dtype: np.dtype, spec: SampleSpec
+) -> Iterator[Step]:
+    """All voxels of a sample in steps of a fixed size, checked."""
+    for channel, (source, index) in enumerate(channels):
+        for at in step_boxes(shape, dtype.itemsize):
+            inside = tuple((a + start, b + start) for (a, b), (start, _) in zip(at, box, strict=True))
+            raw = source.read(index, inside).astype(dtype, copy=False)  # type: ignore[arg-type]
+            yield channel, at, checked(raw, channel, at, spec, source)
+
+
+def step_boxes(shape: Sequence[int], itemsize: int) -> list[Box]:
+    """Boxes of whole shards that follow each other along y, then z; they depend on the image alone."""
+    shard = PLANE_SHARD if shape[0] == 1 else SHARD
+    row = shard[0] * shape[2] * itemsize * shard[1]
+    rows = max(1, STEP_BYTES // row)
+    return shard_boxes(shape, (shard[0], shard[1] * rows, shape[2]))
+
+
+def checked(raw: np.ndarray, channel: int, box: Box, spec: SampleSpec, source: ImageSource) -> np.ndarray:
+    """Finite voxels that a float32 holds, or an error."""
+    if raw.dtype.kind == "f":
+        good = np.isfinite(raw)
+        if not good.all():
+            if spec.nonfinite == "zero":
+                return np.where(good, raw, 0)
+            first = np.argwhere(~good)[0] + [start for start, _ in box]
+            raise BadDataError(
+                f"{int((~good).sum())} voxels are NaN or infinite in planes {box[0][0]} to {box[0][1] - 1} of channel "
+                f"{channel}, the first at z, y, x = {', '.join(map(str, first))}",
+                sample=spec.id,
+                file=name_of(source, spec),
+                expected="finite values: one NaN would empty the whole mask",
+                remedy="repair the image, or pass --nonfinite zero to read them as 0",
+            )
+    elif raw.dtype.itemsize >= 4 and raw.size:
+        largest = max(abs(int(raw.min())), abs(int(raw.max())))
+        if largest > EXACT_IN_FLOAT32:
+            raise BadDataError(
+                f"the value {largest} cannot be held by the network's 32-bit numbers",
+                sample=spec.id,
+                file=name_of(source, spec),
+                expected=f"integers up to {EXACT_IN_FLOAT32}",
+                remedy="scale the image to 16 bits",
+            )
+    return raw
+
+
+def name_of(source: ImageSource, spec: SampleSpec) -> str:
+    """The file as the user named it."""
+    return spec.files[0] if len(spec.files) == 1 else str(source.path)
+
+
+def stored(
+    steps: Iterable[Step], path: Path, channels: int, shape: Sequence[int], dtype: np.dtype, spec: SampleSpec
+) -> Iterator[Step]:
+    """Pass the steps on and write them to an OME-Zarr image (c, z, y, x)."""
+    plane = shape[0] == 1
+    shard = (1, *(PLANE_SHARD if plane else SHARD))
+    chunk = (1, 1, 512, 512) if plane else (1, 64, 64, 64)
+    array = create_array(path / "0", (channels, *shape), dtype.name, shard, "czyx", chunk=chunk)
+    write_group(path, {"multiscales": [multiscales(spec.id, shape, spec.spacing, spec.unit, 1, "czyx")]})
+    for channel, box, raw in steps:
+        array[(channel, *slices(box))] = raw
+        yield channel, box, raw
+
+
+def watched(steps: Iterable[Step], pictures: PictureBuilder, digest: Any) -> Iterator[Step]:
+    """Pass the steps on, into the report's pictures and the hash of the raw voxels."""
+    for channel, box, raw in steps:
+        pictures.update(box, raw, channel)
+        digest.update(np.ascontiguousarray(raw).data)
+        yield channel, box, raw
+
+
+def histograms(steps: Iterable[Step], channels: int, spec: SampleSpec) -> list[np.ndarray]:
+    """Counts of the values 0..65535 per channel."""
+    counts = [np.zeros(65536, np.int64) for _ in range(channels)]
+    for channel, _, raw in steps:
+        if raw.dtype.kind == "f" or (raw.size and (raw.min() < 0 or raw.max() > 65535)):
+            raise BadDataError(
+                f"--intensity percentile8 counts whole numbers from 0 to 65535; this image is {raw.dtype}",
+                sample=spec.id,
+                file=", ".join(spec.files),
+                expected="8- or 16-bit unsigned integers",
+                remedy="use --intensity none, or convert the image to 16 bits",
+            )
+        counts[channel] += np.bincount(raw.ravel(), minlength=65536)
+    return counts
+
+
+def percentile8(histogram: np.ndarray) -> Intensity:
+    """The 8-bit scaling that ``ais_segmentation`` trains and predicts with.
+
+    Only where the maximum exceeds 255: from the minimum to the 97.5th percentile (at least 255) onto 256 steps.
+    """
+    values = np.flatnonzero(histogram)
+    if not len(values) or values[-1] <= 255:
+        return Intensity("percentile8")
+    rank = 0.975 * (int(histogram.sum()) - 1)
+    high = max(255, int(np.searchsorted(np.cumsum(histogram), rank)))
+    low = int(values[0])
+    return Intensity("percentile8", float(low), 256 / (high - low + 1))
+
+
+class Measurement:
+    """Statistics of one channel that are known only when all voxels have passed.
+
+    nnU-Net crops to the non-zero box first, and that box is known last. Everything is therefore kept for non-zero
+    voxels, plane by plane; the zeros inside the box are added in the end.
+    """
+
+    def __init__(self, shape: Sequence[int]):
+        self.shape = tuple(shape)
+        self.count = [np.zeros(n, np.int64) for n in shape]
+        self.low = [np.full(n, np.inf) for n in shape]
+        self.high = [np.full(n, -np.inf) for n in shape]
+        self.total = 0.0
+        self.squares = 0.0
+        self.step = max(1, int(np.ceil((np.prod(shape, dtype=float) / SAMPLES) ** (1 / 3))))
+        self.samples: list[tuple[Box, np.ndarray]] = []
+
+    def update(self, box: Box, values: np.ndarray) -> None:
+        """Add float32 values (z, y, x) of a box."""
+        nonzero = values != 0
+        low = np.where(nonzero, values, np.inf)
+        high = np.where(nonzero, values, -np.inf)
+        for axis, (start, stop) in enumerate(box):
+            others = tuple(a for a in range(3) if a != axis)
+            at = slice(start, stop)
+            self.count[axis][at] += nonzero.sum(axis=others)
+            np.minimum(self.low[axis][at], low.min(axis=others, initial=np.inf), out=self.low[axis][at])
+            np.maximum(self.high[axis][at], high.max(axis=others, initial=-np.inf), out=self.high[axis][at])
+        wide = values.astype(np.float64)
+        self.total += float(wide.sum())
+        self.squares += float(np.vdot(wide, wide))
+        first = tuple(-(-start // self.step) * self.step for start, _ in box)
+        lattice = tuple(slice(f - start, None, self.step) for f, (start, _) in zip(first, box, strict=True))
+        self.samples.append((tuple((f, stop) for f, (_, stop) in zip(first, box, strict=True)), values[lattice]))  # type: ignore[arg-type]
+
+    def statistics(self, box: Box) -> ChannelStatistics:
+        """Statistics inside the non-zero box."""
+        voxels = int(np.prod([stop - start for start, stop in box], dtype=np.int64))
+        mean = self.total / voxels
+        variance = max(0.0, self.squares / voxels - mean * mean)
+        planes = []
+        for axis, (start, stop) in enumerate(box):
+            at = slice(start, stop)
+            has_zero = self.count[axis][at] < voxels // (stop - start)
+            low = np.where(has_zero, np.minimum(self.low[axis][at], 0), self.low[axis][at])
+            high = np.where(has_zero, np.maximum(self.high[axis][at], 0), self.high[axis][at])
+            planes.append((low.tolist(), high.tolist()))
+        inside = np.concatenate([self._inside(at, values, box) for at, values in self.samples])
+        if not inside.size:
+            inside = np.zeros(1, np.float32)
+        wanted = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
+        return ChannelStatistics(
+            mean=mean,
+            std=float(np.sqrt(variance)),
+            minimum=min(planes[0][0]),
+            maximum=max(planes[0][1]),
+            percentiles={name: float(np.percentile(inside, p)) for name, p in wanted.items()},
+            planes=tuple(planes),
+        )
+
+    def _inside(self, at: Box, values: np.ndarray, box: Box) -> np.ndarray:
+        """Lattice samples that lie in the box, flat."""
+        keep = []
+        for (first, _), n, (start, stop) in zip(at, values.shape, box, strict=True):
+            positions = first + self.step * np.arange(n)
+            keep.append((positions >= start) & (positions < stop))
+        return values[np.ix_(*keep)].ravel()
+
+
+def nonzero_box(measured: Sequence[Measurement], shape: Sequence[int]) -> Box:
+    """Bounding box of voxels that are not zero in some channel; the whole image where all are zero.
+
+    Filling holes, which nnU-Net does first, cannot change a bounding box.
+    """
+    box = []
+    for axis, size in enumerate(shape):
+        planes = np.flatnonzero(sum(m.count[axis] for m in measured))
+        box.append((int(planes[0]), int(planes[-1]) + 1) if len(planes) else (0, size))
+    return tuple(box)  # type: ignore[return-value]

@@ -1,0 +1,324 @@
+"""PREDICT_TILES: every window of a tile once, finished labels inside, partial sums in the shell.
+
+Windows run along the network's first axis; a rolling buffer holds the sums of the planes that later windows still
+touch, so that memory does not depend on the tile's length. Sums are 64-bit fixed point and independent of order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from voxelmill.blend import FIXED_POINT, finish, window_weights
+from voxelmill.errors import BadDataError, DeviceAbsentError, GpuMemoryError
+from voxelmill.pieces import PieceWriter, create_piece
+from voxelmill.plan import Cell, Index, Plan
+from voxelmill.reader import NetworkImage
+
+READ_AHEAD = 64
+"""Planes that are read at once: one chunk of the store."""
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Counts:
+    """Windows of a task: asked for, computed by the network, and taken from an equal constant window."""
+
+    windows: int = 0
+    computed: int = 0
+    reused: int = 0
+
+
+def use_device(device: str, threads: int) -> torch.device:
+    """Set torch up for repeatable results and return the device.
+
+    Raises
+    ------
+    DeviceAbsentError
+        Where ``cuda`` is asked for and there is none; never a silent fall back to the CPU.
+    """
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceAbsentError(
+            "--device cuda was asked for, but torch sees no CUDA device here",
+            expected="an NVIDIA GPU with its driver visible in the task (in a container: the engine's GPU option)",
+            remedy="run on a GPU node, or choose --device cpu",
+        )
+    return torch.device(device)
+
+
+class Ensemble:
+    """All folds of a model with test-time mirroring, as nnU-Net's predictor evaluates them.
+
+    Parameters
+    ----------
+    networks : sequence of callables
+        One per fold: float32 (n, channels, *patch) -> (n, heads, *patch).
+    plan : Plan
+    device : torch.device
+    """
+
+    def __init__(self, networks: Sequence[Network], plan: Plan, device: torch.device):
+        self.networks = networks
+        self.plan = plan
+        self.device = device
+        spatial = len(plan.patch_size)
+        self._flips = [
+            tuple(axis + 2 for axis in axes)
+            for n in range(1, len(plan.mirror_axes) + 1)
+            for axes in itertools.combinations(plan.mirror_axes, n)
+        ]
+        self._planar = spatial == 2
+
+    def __call__(self, windows: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Logits of each fold, float32 or half (n, heads, *patch), for windows (n, channels, *patch with 3 axes)."""
+        x = windows.to(self.device)
+        if self._planar:
+            x = x.squeeze(2)
+        for network in self.networks:
+            with self._precision():
+                logits = network(x)
+                for axes in self._flips:
+                    logits += torch.flip(network(torch.flip(x, axes)), axes)
+                if self._flips:
+                    logits /= len(self._flips) + 1
+            yield logits.unsqueeze(2) if self._planar else logits
+
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
+        """nnU-Net's: half precision convolutions on CUDA, float32 on the CPU; bfloat16 where the user says so."""
+        if self.plan.engine == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast("cuda") if self.device.type == "cuda" else contextlib.nullcontext()
+
+
+class TilePrediction:
+    """One tile on its way: the rolling buffers and the pieces that it fills.
+
+    Parameters
+    ----------
+    plan : Plan
+    tile : Index
+    image : NetworkImage
+    ensemble : Ensemble
+    constants : dict
+        Sums of windows whose input is one constant per channel, shared between the tiles of a task.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tile: Index,
+        image: NetworkImage,
+        ensemble: Ensemble,
+        constants: dict[bytes, torch.Tensor],
+        counts: Counts,
+    ):
+        self.plan, self.tile, self.image, self.ensemble = plan, tile, image, ensemble
+        self.constants, self.counts = constants, counts
+        device = ensemble.device
+        self.patch = tuple(axis.patch for axis in plan.axes)
+        self.starts = [axis.starts[slice(*axis.tiles[i])] for axis, i in zip(plan.axes, tile, strict=True)]
+        self.reach = plan.reach(tile)
+        self.weights = torch.from_numpy(window_weights(plan) * FIXED_POINT).to(device)
+        overlap = np.prod([most_overlapping(axis.starts, axis.patch) for axis in plan.axes])
+        self.limit = 2.0**62 / (float(self.weights.max()) * float(overlap) * len(plan.folds))
+        cross = [stop - start for start, stop in self.reach[1:]]
+        # both buffers start at plane `low` of the network's first axis; the image also holds the padding around the grid
+        self.low = self.reach[0][0]
+        self.sums = torch.zeros((plan.heads, 0, *cross), dtype=torch.int64, device=device)
+        self.window_box = [(s[0], s[-1] + p) for s, p in zip(self.starts, self.patch, strict=True)]
+        self.image_low = self.window_box[0][0]
+        self.values = torch.zeros((len(plan.normalization), 0, *(b - a for a, b in self.window_box[1:])))
+
+    def run(self, out: Path) -> None:
+        """Evaluate all windows and write the pieces below ``out``."""
+        cells = group_by_plane(self.plan.cells(tile=self.tile))
+        with contextlib.ExitStack() as stack:
+            pieces: dict[Index, PieceWriter] = {}
+            for block, senders in self.plan.pieces.items():
+                if self.tile in senders:
+                    path = out / self.plan.piece_name(self.tile, block)
+                    pieces[block] = stack.enter_context(create_piece(path))
+            for row, start in enumerate(self.starts[0]):
+                self._read_up_to(start)
+                self._add_row(start)
+                last = row + 1 == len(self.starts[0])
+                complete = self.reach[0][1] if last else min(self.starts[0][row + 1], self.reach[0][1])
+                while cells and min(cells[0][0].segments[0].footprint[1], self.reach[0][1]) <= complete:
+                    for cell in cells.pop(0):
+                        block = tuple(segment.block for segment in cell.segments)
+                        pieces[block].add(cell.name, self._content(cell))
+                self._forget(cells[0][0].segments[0].footprint[0] if cells else complete)
+
+    def _read_up_to(self, start: int) -> None:
+        """Make the buffers hold the planes of the windows at ``start`` on the first axis."""
+        last = self.window_box[0][1]
+        stop = start + self.patch[0]
+        have = self.image_low + self.values.shape[1]
+        if stop > have:
+            # whole chunks of planes at once: a chunk of the store is decoded when it is touched
+            ahead = min(max(stop, have + READ_AHEAD), last)
+            new = self.image.read(((have, ahead), *self.window_box[1:]))  # type: ignore[arg-type]
+            self.values = torch.cat([self.values[:, start - self.image_low :], torch.from_numpy(new)], dim=1)
+            self.image_low = start
+        missing = min(stop, self.reach[0][1]) - self.low - self.sums.shape[1]
+        if missing > 0:
+            fresh = self.sums.new_zeros((self.sums.shape[0], missing, *self.sums.shape[2:]))
+            self.sums = torch.cat([self.sums, fresh], dim=1)
+
+    def _add_row(self, start: int) -> None:
+        """Evaluate all windows at ``start`` on the first axis and add them to the sums."""
+        waiting: list[tuple[Index, torch.Tensor]] = []
+        for y, x in itertools.product(self.starts[1], self.starts[2]):
+            position, window = (start, y, x), self._window((start, y, x))
+            self.counts.windows += 1
+            lowest, highest = window.flatten(1).aminmax(dim=1)
+            if torch.equal(lowest, highest):
+                self._add_constant(position, window, lowest.numpy().tobytes())
+                continue
+            waiting.append((position, window))
+            if len(waiting) == self.plan.batch:
+                self._evaluate(waiting)
+                waiting = []
+        if waiting:
+            self._evaluate(waiting)
+
+    def _window(self, position: Index) -> torch.Tensor:
+        origin = (self.image_low, self.window_box[1][0], self.window_box[2][0])
+        at = tuple(slice(p - zero, p - zero + n) for p, zero, n in zip(position, origin, self.patch, strict=True))
+        return self.values[(slice(None), *at)].contiguous()
+
+    def _evaluate(self, waiting: list[tuple[Index, torch.Tensor]]) -> None:
+        """Evaluate a batch; a short one is filled up, so that every window is computed in the same batch size."""
+        windows = [window for _, window in waiting]
+        windows += [windows[-1]] * (self.plan.batch - len(windows))
+        sums = self._weighted(torch.stack(windows))
+        self.counts.computed += len(waiting)
+        for (position, _), window_sums in zip(waiting, sums, strict=False):
+            self._add(position, window_sums)
+
+    def _add_constant(self, position: Index, window: torch.Tensor, key: bytes) -> None:
+        if key in self.constants:
+            self.counts.reused += 1
+        else:
+            self.constants[key] = self._weighted(torch.stack([window] * self.plan.batch))[0]
+            self.counts.computed += 1
+        self._add(position, self.constants[key])
+
+    def _weighted(self, windows: torch.Tensor) -> torch.Tensor:
+        """Fixed-point sums over folds of weighted logits -> int64 (n, heads, *patch)."""
+        total: torch.Tensor | None = None
+        for logits in self.ensemble(windows):
+            # written so that NaN fails as well
+            if not float(logits.abs().amax()) < self.limit:
+                raise BadDataError(
+                    "the network gave logits that are not finite or too large to add up",
+                    sample=self.plan.sample,
+                    expected=f"absolute values below {self.limit:.3g}",
+                    remedy="check the image for extreme values and the model's weights",
+                )
+            fixed = (logits.double() * self.weights).round_().to(torch.int64)
+            total = fixed if total is None else total.add_(fixed)
+        assert total is not None
+        return total
+
+    def _add(self, position: Index, window_sums: torch.Tensor) -> None:
+        """Add a window's sums where it lies inside the grid."""
+        here, there = [slice(None)], [slice(None)]
+        origin = (self.low, self.reach[1][0], self.reach[2][0])
+        for at, size, zero, (start, stop) in zip(position, self.patch, origin, self.reach, strict=True):
+            a, b = max(at, start), min(at + size, stop)
+            here.append(slice(a - zero, b - zero))
+            there.append(slice(a - at, b - at))
+        self.sums[tuple(here)] += window_sums[tuple(there)]
+
+    def _content(self, cell: Cell) -> np.ndarray:
+        """What the cell's block gets: finished labels, or this tile's sums on the shared footprint."""
+        box = cell.footprint if cell.finished else self.plan.shared(cell, self.tile)
+        origin = (self.low, self.reach[1][0], self.reach[2][0])
+        at = tuple(slice(a - zero, b - zero) for (a, b), zero in zip(box, origin, strict=True))
+        sums = self.sums[(slice(None), *at)]
+        if not cell.finished:
+            return sums.cpu().numpy()
+        labels = finish(sums, self.plan, cell, lambda array: torch.from_numpy(array).to(sums.device))
+        return labels.cpu().numpy().astype(self.plan.label_dtype)
+
+    def _forget(self, plane: int) -> None:
+        """Drop the sums of planes that are written."""
+        plane = max(self.low, min(plane, self.low + self.sums.shape[1]))
+        self.sums = self.sums[:, plane - self.low :]
+        self.low = plane
+
+
+def most_overlapping(starts: Sequence[int], patch: int) -> int:
+    """Largest number of windows that cover one voxel of an axis."""
+    first = np.array(starts)
+    return int((np.searchsorted(first, first + patch) - np.arange(len(first))).max())
+
+
+def group_by_plane(cells: Iterator[Cell]) -> list[list[Cell]]:
+    """Cells that share a segment of the first axis, in order."""
+    return [list(group) for _, group in itertools.groupby(cells, key=lambda cell: cell.index[0])]
+
+
+@torch.inference_mode()
+def predict_tiles(
+    tiles: Sequence[tuple[Plan, Index, NetworkImage]],
+    networks: Sequence[Network],
+    device: torch.device,
+    out: Path,
+) -> dict[str, Counts]:
+    """Predict the tiles of one task, of one sample or several.
+
+    Parameters
+    ----------
+    tiles : sequence of (Plan, tile, NetworkImage)
+    networks : sequence of callables
+        One per fold, on ``device``.
+    device : torch.device
+    out : Path
+        Pieces are written to ``<out>/<sample>/<sample>.t<tile>.b<block>.piece``.
+
+    Returns
+    -------
+    dict
+        Counts of windows by sample.
+    """
+    if any(plan.engine == "compile" for plan, _, _ in tiles):
+        networks = [torch.compile(network) for network in networks]
+    counts: dict[str, Counts] = {}
+    constants: dict[str, dict[bytes, torch.Tensor]] = {}
+    total = sum(plan.windows(tile) for plan, tile, _ in tiles)
+    done, started = 0, time.monotonic()
+    for number, (plan, tile, image) in enumerate(tiles, start=1):
+        of_sample = counts.setdefault(plan.sample, Counts())
+        try:
+            TilePrediction(
+                plan, tile, image, Ensemble(networks, plan, device), constants.setdefault(plan.sample, {}), of_sample
+            ).run(out / plan.sample)
+        except torch.OutOfMemoryError as error:
+            raise GpuMemoryError(
+                f"the GPU has too little memory for tile {plan.number(tile)}",
+                sample=plan.sample,
+                remedy="choose a smaller --tile_size, or --device cpu",
+            ) from error
+        done += plan.windows(tile)
+        elapsed = time.monotonic() - started
+        print(
+            f"{plan.sample}: tile {number} of {len(tiles)}, {done} of {total} windows, {done / elapsed:.1f} windows/s, "
+            f"{(total - done) * elapsed / done:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+    return counts

@@ -1,0 +1,146 @@
+"""OME-Zarr stores: sharded Zarr v3 arrays, NGFF 0.5 metadata, every chunk written and checksummed.
+
+A shard is written whole by exactly one task. The lower pyramid levels of a label store keep the shard grid of level 0
+(their shards shrink with the level), so that the task that owns a shard also owns its smaller copies.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
+
+from voxelmill.image import Box, slices
+from voxelmill.plan import Plan
+
+zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+
+CHUNK = 64
+SMALLEST_SHARD = 16
+
+COLOURS = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
+)  # fmt: skip
+"""Okabe-Ito palette, distinguishable with colour-blind eyes."""
+
+
+def create_array(
+    path: Path, shape: Sequence[int], dtype: str, shard: Sequence[int], axes: str, *, chunk: Sequence[int] | None = None
+) -> zarr.Array:
+    """A sharded array in which a chunk that is absent is a lost chunk, never zeros that were left out.
+
+    ``chunk`` must divide ``shard``; by default it is a cube of at most 64 voxels.
+    """
+    chunk = [min(n, CHUNK) for n in shard] if chunk is None else chunk
+    return zarr.create_array(
+        store=str(path),
+        shape=tuple(shape),
+        dtype=dtype,
+        chunks=tuple(shard),
+        serializer=ShardingCodec(
+            chunk_shape=tuple(chunk),
+            codecs=[BytesCodec(), BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
+            index_codecs=[BytesCodec(), Crc32cCodec()],
+        ),
+        compressors=None,
+        fill_value=0,
+        dimension_names=list(axes),
+        config={"write_empty_chunks": True},
+        overwrite=True,
+    )
+
+
+def level_factor(shape: Sequence[int], level: int) -> tuple[int, ...]:
+    """Voxels of level 0 per voxel of a level; an axis of a single plane is never reduced."""
+    return tuple(1 if n == 1 else 2**level for n in shape)
+
+
+def level_shape(shape: Sequence[int], level: int) -> tuple[int, ...]:
+    return tuple(-(-n // f) for n, f in zip(shape, level_factor(shape, level), strict=True))
+
+
+def n_shard_levels(shape: Sequence[int], shard: Sequence[int]) -> int:
+    """Levels that are written shard by shard: until a shard of the level would be thinner than 16 voxels."""
+    sides = [s for n, s in zip(shape, shard, strict=True) if n > 1] or [1]
+    levels = 1
+    while min(sides) // 2**levels >= SMALLEST_SHARD and max(level_shape(shape, levels - 1)) > CHUNK:
+        levels += 1
+    return levels
+
+
+def level_shard(shape: Sequence[int], shard: Sequence[int], level: int) -> tuple[int, ...]:
+    return tuple(max(1, s // f) for s, f in zip(shard, level_factor(shape, level), strict=True))
+
+
+def create_label_levels(path: Path, plan: Plan) -> list[zarr.Array]:
+    """The label arrays (z, y, x) that are written shard by shard, level 0 first, below ``path``."""
+    return [
+        create_array(
+            path / str(level),
+            level_shape(plan.shape, level),
+            plan.label_dtype,
+            level_shard(plan.shape, plan.shard, level),
+            "zyx",
+        )
+        for level in range(n_shard_levels(plan.shape, plan.shard))
+    ]
+
+
+def write_label_shard(levels: list[zarr.Array], box: Box, labels: np.ndarray) -> None:
+    """Write one shard (z, y, x) and its smaller copies; every second voxel is kept, so that labels stay labels."""
+    for level, array in enumerate(levels):
+        factor = level_factor(levels[0].shape, level)
+        smaller = tuple((start // f, -(-stop // f)) for (start, stop), f in zip(box, factor, strict=True))
+        array[slices(smaller)] = np.ascontiguousarray(labels[tuple(slice(None, None, f) for f in factor)])
+
+
+def shard_boxes(shape: Sequence[int], shard: Sequence[int]) -> list[Box]:
+    """Boxes of the shards of an array, in order."""
+    starts = itertools.product(*(range(0, n, s) for n, s in zip(shape, shard, strict=True)))
+    return [
+        tuple((a, min(a + s, n)) for a, s, n in zip(start, shard, shape, strict=True))  # type: ignore[misc]
+        for start in starts
+    ]
+
+
+def link(source: Path, target: Path) -> None:
+    """Hard link where the file system allows it, else a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def multiscales(
+    name: str, shape: Sequence[int], spacing: Sequence[float], unit: str, levels: int, axes: str = "zyx"
+) -> dict[str, Any]:
+    """NGFF 0.5 ``multiscales`` of a pyramid whose levels keep every second voxel.
+
+    ``shape`` and ``spacing`` are of z, y, x; ``unit`` is ``um`` or ``pixel``.
+    """
+    described: list[dict[str, str]] = []
+    for axis in axes:
+        entry = {"name": axis, "type": "channel" if axis == "c" else "space"}
+        if axis != "c" and unit != "pixel":
+            entry["unit"] = "micrometer"
+        described.append(entry)
+    datasets = []
+    for level in range(levels):
+        scale = [s * f for s, f in zip(spacing, level_factor(shape, level), strict=True)]
+        if "c" in axes:
+            scale = [1.0, *scale]
+        datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
+    return {"name": name, "axes": described, "datasets": datasets}
+
+
+def write_group(path: Path, ome: dict[str, Any]) -> None:
+    """Create a Zarr group with NGFF 0.5 attributes; what lies below it is left alone."""
+    zarr.open_group(str(path), mode="a").attrs["ome"] = {"version": "0.5", **ome}
