@@ -183,7 +183,8 @@ class ModelConfig:
         if not isinstance(value, Mapping) or set(value) != names:
             found = sorted(set(value) ^ names) if isinstance(value, Mapping) else type(value).__name__
             raise BadDataError(f"fields missing or unknown: {found}", file=file, remedy="pack the model again")
-        config = cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in value.items()})
+        entries: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+        config = cls(**entries)
         try:
             check_config(config, file)
         except (TypeError, KeyError, ValueError, AttributeError) as error:

@@ -80,6 +80,27 @@ def fill_network(network: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Mod
     return network.eval().requires_grad_(False)
 
 
+def encode_weights(weights: dict[str, torch.Tensor]) -> bytes:
+    """Safetensors of a state dict: the same bytes for the same tensors.
+
+    nnU-Net's networks register modules twice, so that several names share one tensor, which the format refuses: the
+    first name owns the tensor and a table in the header gives the owner of every other name. Floating-point tensors
+    become float32, as they do when nnU-Net loads them.
+    """
+    owners: dict[tuple[object, ...], str] = {}
+    aliases: dict[str, str] = {}
+    unique: dict[str, torch.Tensor] = {}
+    for name in sorted(weights):
+        tensor = weights[name].detach()
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        owner = owners.setdefault(place, name) if tensor.numel() else name
+        if owner != name:
+            aliases[name] = owner
+        else:
+            unique[name] = (tensor.float() if tensor.is_floating_point() else tensor).clone().contiguous()
+    return safetensors.torch.save(unique, {"aliases": json.dumps(aliases, sort_keys=True)})
+
+
 def read_weights(data: bytes, file: str) -> dict[str, torch.Tensor]:
     """State dict from the bytes of a package's safetensors file, names that share a tensor included.
 

@@ -56,6 +56,7 @@ def config_from_plans(
     folds: Sequence[str],
     spacing_unit: str = "auto",
     fingerprint: Mapping[str, Any] | None = None,
+    trusted: bool = False,
 ) -> tuple[ModelConfig, list[str]]:
     """Configuration of a trained model.
 
@@ -70,6 +71,8 @@ def config_from_plans(
         ``um``, ``mm``, ``none`` or ``auto``.
     fingerprint : mapping, optional
         Contents of ``dataset_fingerprint.json``.
+    trusted : bool
+        The user vouches for the model: a trainer that nobody knows is taken to use the network of the plans.
 
     Returns
     -------
@@ -85,7 +88,7 @@ def config_from_plans(
     BadDataError
         The files are incomplete or contradict themselves.
     """
-    check_trainer(trainer)
+    warnings = check_trainer(trainer, trusted)
     try:
         settings = resolve_configuration(plans, configuration)
         refuse_unsupported(plans, settings, configuration)
@@ -133,23 +136,35 @@ def config_from_plans(
         raise BadDataError(f"{PLANS} or {DATASET} lacks the entry {error}", file=PLANS) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise BadDataError(f"an entry of {PLANS} or {DATASET} is of the wrong kind: {error}", file=PLANS) from error
-    return ModelConfig(**{**vars(config), "spacing_unit": unit}), [warning] if warning else []
+    return ModelConfig(**{**vars(config), "spacing_unit": unit}), warnings + ([warning] if warning else [])
 
 
-def check_trainer(trainer: object) -> None:
-    """Raise unless the trainer's network is the one of the plans, or one that can be derived from them."""
+def check_trainer(trainer: str, trusted: bool) -> list[str]:
+    """Raise unless the trainer's network is the one of the plans, or one that can be derived from them.
+
+    Returns
+    -------
+    list of str
+        A warning where only the user's word says so.
+    """
     if trainer in OTHER_NETWORK_TRAINERS:
         raise ModelMismatchError(
             f"trainer {trainer} builds its own network",
             expected="a trainer that uses the network of plans.json",
             remedy="predict with nnU-Net itself, or ask for support of this network",
         )
-    if trainer not in DEFAULT_NETWORK_TRAINERS and trainer != BATCH_NORM_TRAINER:
-        raise RefusedError(
-            f"unknown trainer {shorten(trainer)}: it may build another network than plans.json says",
-            expected="one of nnU-Net's own trainers",
-            remedy="ask the model's author for a model of a built-in trainer",
-        )
+    if trainer in DEFAULT_NETWORK_TRAINERS or trainer == BATCH_NORM_TRAINER:
+        return []
+    if trusted:
+        return [
+            f"trainer {shorten(trainer)} is unknown: you vouch for the model, so its network is taken to be that of "
+            "the plans; the weights fit it, but activations or norms that have no weights could differ"
+        ]
+    raise RefusedError(
+        f"unknown trainer {shorten(trainer)}: it may build another network than plans.json says",
+        expected="one of nnU-Net's own trainers",
+        remedy="if it uses the network of plans.json, vouch for the model with --trust_model sha256:...",
+    )
 
 
 def resolve_configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
