@@ -1,0 +1,239 @@
+"""What every image reader offers."""
+
+from __future__ import annotations
+
+import gzip
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from voxelmill.errors import BadDataError, UsageError, VoxelmillError
+from voxelmill.formats.spacing import Triple
+from voxelmill.image import Box
+
+ACCEPTED = ("b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8")
+"""Kinds of voxel that can be read. 64-bit integers are read as they are: whether a float32 can hold their values
+is seen when they are imported."""
+
+KNOWN_AXES = "tczyx"
+
+BAND = 16 << 20
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """Where the voxels lie in an image that need not be copied.
+
+    Attributes
+    ----------
+    path : str
+        Array inside the store; empty where the store is the array.
+    axes : str
+        One letter out of ``tczyx`` per axis of the array.
+    level : int
+        Resolution level, 0 the finest.
+    """
+
+    path: str
+    axes: str
+    level: int
+
+
+@dataclass(kw_only=True)
+class ImageSource(ABC):
+    """An image that was opened: its header is known, its voxels are read box by box.
+
+    Attributes
+    ----------
+    path : Path
+        The file or folder.
+    format : str
+        Such as ``"OME-TIFF"``.
+    shape : tuple of int
+        Channels, z, y, x; an image of one plane has z = 1.
+    dtype : numpy.dtype
+        In native byte order.
+    spacing : tuple of float or None
+        Micrometres along z, y, x; None where the file does not say.
+    spacing_origin : str
+        Where in the file the spacing was found.
+    affine : numpy.ndarray or None
+        4 x 4, voxel index (x, y, z) to millimetres, float64; NIfTI only.
+    in_place : InPlace or None
+        For Zarr only.
+    warnings : list of str
+    rgb : bool
+        The channels are red, green, blue.
+    axes : str
+        The axes as the file has them, slowest first.
+    origin : tuple of float
+        Position of the first voxel along z, y, x in micrometres, zero where the file does not say.
+    channel_names : tuple of str
+        Names of the channels, empty where the file does not say.
+    chunk : tuple of int
+        What must be decoded at once, along z, y, x: boxes made of whole chunks read each byte once.
+    """
+
+    path: Path
+    format: str
+    shape: tuple[int, int, int, int]
+    dtype: np.dtype
+    spacing: Triple | None = None
+    spacing_origin: str = ""
+    affine: np.ndarray | None = None
+    in_place: InPlace | None = None
+    warnings: list[str] = field(default_factory=list)
+    rgb: bool = False
+    axes: str = ""
+    origin: Triple = (0.0, 0.0, 0.0)
+    channel_names: tuple[str, ...] = ()
+    chunk: tuple[int, int, int] = (1, 1, 1)
+
+    def read(self, channel: int, box: Box) -> np.ndarray:
+        """Voxels of one channel in a box.
+
+        Memory is bounded by the box and one strip, tile or chunk of the file. Boxes of ascending z are fastest;
+        for a compressed NIfTI they are the only fast order.
+
+        Parameters
+        ----------
+        channel : int
+        box : Box
+            Half-open (start, stop) along z, y, x, inside the image.
+
+        Returns
+        -------
+        numpy.ndarray
+            z, y, x in the source's dtype.
+
+        Raises
+        ------
+        BadDataError
+            Where the file is cut or cannot be decoded.
+        """
+        inside = all(0 <= start <= stop <= size for (start, stop), size in zip(box, self.shape[1:], strict=True))
+        if not inside or not 0 <= channel < self.shape[0]:
+            raise UsageError(f"channel {channel}, box {box} is outside the image of shape {self.shape}", file=self.path)
+        if any(start == stop for start, stop in box):
+            return np.empty([stop - start for start, stop in box], self.dtype)
+        try:
+            return self._read(channel, box)
+        except (VoxelmillError, MemoryError):
+            raise
+        except Exception as error:
+            # Decoders raise whatever their library knows; only what the operating system says is not about the data.
+            if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+                raise
+            raise unreadable(self.path, error) from error
+
+    @abstractmethod
+    def _read(self, channel: int, box: Box) -> np.ndarray: ...
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of open files, where the format keeps any."""
+
+    def __enter__(self) -> ImageSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_rows(
+    handle: BinaryIO,
+    start: int,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    row: np.ndarray,
+    out: np.ndarray,
+    sample: int = 0,
+) -> None:
+    """Read a rectangle of an uncompressed plane in bands of whole rows, so that little more than it is in memory.
+
+    Parameters
+    ----------
+    handle : file
+    start : int
+        Byte of the plane's first voxel.
+    rows, columns : tuple of int
+        Half-open ranges.
+    row : numpy.ndarray
+        An array of the shape (columns, samples) and the type of a stored row; its contents are of no use.
+    out : numpy.ndarray
+        Rows, columns; filled.
+    sample : int
+        Which of the samples.
+
+    Raises
+    ------
+    EOFError
+        Where the file ends first.
+    """
+    band = max(1, BAND // row.nbytes)
+    for y in range(rows[0], rows[1], band):
+        count = min(band, rows[1] - y)
+        handle.seek(start + y * row.nbytes)
+        data = handle.read(count * row.nbytes)
+        if len(data) < count * row.nbytes:
+            raise EOFError("the file ends before its last voxel")
+        pixels = np.frombuffer(data, row.dtype).reshape(count, *row.shape)
+        out[y - rows[0] : y - rows[0] + count] = pixels[:, slice(*columns), sample]
+
+
+def truncated(path: Path, needed: int, size: int) -> BadDataError:
+    return BadDataError(
+        f"the file is truncated: its header needs {needed} bytes, the file has {size}",
+        file=path,
+        remedy="copy the file again from its origin and compare the checksums",
+    )
+
+
+def unreadable(path: Path, error: BaseException) -> BadDataError:
+    """The error for data that a decoder refuses."""
+    text = " ".join(str(error).split())[:300]
+    return BadDataError(
+        f"the voxels cannot be decoded, the file is damaged or cut ({type(error).__name__}: {text})",
+        file=path,
+        remedy="copy the file again from its origin and compare the checksums",
+    )
+
+
+def accepted_dtype(dtype: np.dtype, path: Path) -> np.dtype:
+    """The type in native byte order, or an error where it is no image type."""
+    if dtype.str[1:] not in ACCEPTED:
+        raise BadDataError(
+            f"voxels of type {dtype}",
+            file=path,
+            expected="bool, an integer of 8 to 64 bits or a float of 16 to 64 bits",
+            remedy="convert the image to one of these types",
+        )
+    return dtype.newbyteorder("=")
+
+
+def bad_axes(path: Path, found: str, shape: tuple[int, ...]) -> BadDataError:
+    """The error for axes that nobody can guess."""
+    return BadDataError(
+        f"the axes are {found.upper() or 'unknown'} with lengths {' x '.join(map(str, shape))}",
+        file=path,
+        expected="z, y, x with an optional channel axis, one time point",
+        remedy="name the axes in the samplesheet's column axes, such as zcyx, or save one time point of the image",
+    )
+
+
+def check_axes(path: Path, axes: str, shape: tuple[int, ...]) -> None:
+    """Refuse axes that are not a volume: unknown or repeated letters, several time points, no y or x."""
+    known = len(axes) == len(shape) and len(set(axes)) == len(axes) and set("yx") <= set(axes) <= set(KNOWN_AXES)
+    times = dict(zip(axes, shape, strict=False)).get("t", 1)
+    if not known or times != 1:
+        raise bad_axes(path, axes, shape)
+    if 0 in shape:
+        raise BadDataError(f"the image has no voxels: its shape is {shape}", file=path)
+
+
+def shape_czyx(axes: str, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Lengths of c, z, y, x out of axes in any order; one where an axis is absent."""
+    lengths = dict(zip(axes, shape, strict=True))
+    return lengths.get("c", 1), lengths.get("z", 1), lengths["y"], lengths["x"]
