@@ -75,6 +75,9 @@ NETWORK_ARGUMENTS = {
 }
 LARGEST_ARGUMENT = 65536
 """Upper bound for every number of an architecture; no network is larger, and a hostile one cannot ask for more."""
+DEPTH_ARGUMENTS = frozenset({"n_stages", "n_conv_per_stage", "n_blocks_per_stage", "n_conv_per_stage_decoder"})
+LARGEST_DEPTH = 64
+"""Upper bound for the arguments that count layers."""
 
 
 @dataclass(frozen=True)
@@ -280,20 +283,20 @@ def check_architecture(architecture: object, dimensions: int, file: str) -> None
         elif name.endswith("_kwargs"):
             if value is not None:
                 check_plain(f"options in {name}", value, file)
-        elif not is_plain(value):
-            raise RefusedError(f"argument {name} of {network} is not a number: {shorten(value)}", file=file)
+        elif not is_plain(value, LARGEST_DEPTH if name in DEPTH_ARGUMENTS else LARGEST_ARGUMENT):
+            raise RefusedError(f"argument {name} of {network} is no sane number: {shorten(value)}", file=file)
     for name in imports:
         if name not in LAYERS:
             raise RefusedError(f"argument {name} of {network} asks to import {shorten(kwargs.get(name))}", file=file)
 
 
-def is_plain(value: object) -> bool:
+def is_plain(value: object, largest: int = LARGEST_ARGUMENT) -> bool:
     """None, a truth value, a number of sane size, or (nested) lists of such."""
     if isinstance(value, list | tuple):
-        return len(value) <= 64 and all(is_plain(entry) for entry in value)
+        return len(value) <= 64 and all(is_plain(entry, largest) for entry in value)
     if isinstance(value, bool) or value is None:
         return True
-    return isinstance(value, int | float) and math.isfinite(value) and abs(value) <= LARGEST_ARGUMENT
+    return isinstance(value, int | float) and math.isfinite(value) and abs(value) <= largest
 
 
 def is_whole(value: object, low: int, high: int) -> bool:

@@ -47,7 +47,7 @@ def build_network(config: ModelConfig) -> nn.Module:
             network = network_class(
                 input_channels=config.channels, num_classes=config.heads, deep_supervision=False, **kwargs
             )
-    except (AssertionError, TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ModelMismatchError(
             f"the architecture in the plans makes no network: {error}", remedy="check plans.json of the model"
         ) from error

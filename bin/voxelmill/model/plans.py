@@ -100,7 +100,6 @@ def config_from_plans(
             architecture["kwargs"] |= {"norm_op": norm, "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
         reader = plans["image_reader_writer"]
         spacing = tuple(float(length) for length in settings["spacing"])
-        names = dataset["modality"] if "modality" in dataset else dataset["channel_names"]
         properties = plans.get("foreground_intensity_properties_per_channel") or plans.get(
             "foreground_intensity_properties_by_modality"
         )
@@ -116,7 +115,7 @@ def config_from_plans(
             intensity_properties=finite_only(properties or {}),
             resampling_data=resampling_of(settings, "resampling_fn_data"),
             resampling_probabilities=resampling_of(settings, "resampling_fn_probabilities"),
-            channel_names=tuple(str(names[key]) for key in sorted(names, key=int)),
+            channel_names=channels_of(dataset),
             labels=labels,
             regions_class_order=regions,
             heads=heads,
@@ -134,7 +133,7 @@ def config_from_plans(
         unit, warning = resolve_spacing_unit(reader, spacing, spacing_unit)
     except KeyError as error:
         raise BadDataError(f"{PLANS} or {DATASET} lacks the entry {error}", file=PLANS) from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise BadDataError(f"an entry of {PLANS} or {DATASET} is of the wrong kind: {error}", file=PLANS) from error
     return ModelConfig(**{**vars(config), "spacing_unit": unit}), warnings + ([warning] if warning else [])
 
@@ -219,6 +218,14 @@ def refuse_unsupported(plans: Mapping[str, Any], settings: Mapping[str, Any], na
     ):
         if found != known:
             raise RefusedError(f"unknown {kind} {shorten(found)}", file=PLANS, expected=known)
+
+
+def channels_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the channels in the order of their numbers."""
+    names = dataset["modality"] if "modality" in dataset else dataset["channel_names"]
+    if not isinstance(names, Mapping):
+        raise TypeError("channel_names is no mapping")
+    return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
 def read_labels(
