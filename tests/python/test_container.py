@@ -15,11 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGE = os.environ.get("VOXELMILL_TEST_IMAGE", "localhost/voxelmill:test")
 LOCK = (ROOT / "requirements" / "runtime.lock").read_text()
 
-# Bash reads the file that BASH_ENV names before each task's script, inside the container.
-WITNESS = "cp /etc/voxelmill-image .image; id -u > .user; ls /sys/class/net > .networks\n"
+# Bash reads the file that BASH_ENV names before each task's script, inside the container; beforeScript runs outside it.
+WITNESS = "cp /etc/voxelmill-image .image; ls /sys/class/net > .networks\n"
 SETTINGS = """
 process.container = '{image}'
-env.BASH_ENV = '{witness}'
+process.beforeScript = 'cp {witness} .witness'
+env.BASH_ENV = '.witness'
 """
 
 
@@ -60,8 +61,7 @@ def test_image_holds_no_project_code_and_hides_no_script(image: str) -> None:
 @pytest.mark.nextflow
 def test_every_task_of_the_test_profile_runs_inside_the_image(image: str, tmp_path: Path) -> None:
     work = tmp_path / "work"
-    work.mkdir()
-    witness = work / "witness.sh"
+    witness = tmp_path / "witness.sh"
     witness.write_text(WITNESS)
     settings = tmp_path / "settings.config"
     settings.write_text(SETTINGS.format(image=image, witness=witness))
