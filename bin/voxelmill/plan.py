@@ -231,8 +231,8 @@ class Plan:
 
     @property
     def label_dtype(self) -> str:
-        """As nnU-Net's export: uint8 below 255 foreground labels."""
-        return "uint8" if len(self.values) < 255 else "uint16"
+        """uint8 where all values are below 255, which marks voxels that were never written."""
+        return "uint8" if max(self.values, default=0) < 255 else "uint16"
 
     @property
     def n_windows(self) -> int:
@@ -386,7 +386,7 @@ def shard_cuts(size: int, shard: int, flipped: bool) -> tuple[int, ...]:
 
 
 def block_cuts(shards: tuple[int, ...], target: float, thinnest: float) -> tuple[int, ...]:
-    """Join whole shards into blocks of at least ``target`` voxels; a remainder below ``thinnest`` joins its neighbour."""
+    """Join whole shards into blocks of ``target`` voxels or more; a remainder below ``thinnest`` joins its neighbour."""
     cuts = [0]
     for cut in shards[1:]:
         if cut - cuts[-1] >= target:

@@ -134,7 +134,7 @@ class TilePrediction:
         overlap = np.prod([most_overlapping(axis.starts, axis.patch) for axis in plan.axes])
         self.limit = 2.0**62 / (float(self.weights.max()) * float(overlap) * len(plan.folds))
         cross = [stop - start for start, stop in self.reach[1:]]
-        # both buffers start at plane `low` of the network's first axis; the image also holds the padding around the grid
+        # the sums cover the grid only, from plane `low` on; the image also holds the padding around the grid
         self.low = self.reach[0][0]
         self.sums = torch.zeros((plan.heads, 0, *cross), dtype=torch.int64, device=device)
         self.window_box = [(s[0], s[-1] + p) for s, p in zip(self.starts, self.patch, strict=True)]
@@ -159,7 +159,7 @@ class TilePrediction:
                     for cell in cells.pop(0):
                         block = tuple(segment.block for segment in cell.segments)
                         pieces[block].add(cell.name, self._content(cell))
-                self._forget(cells[0][0].segments[0].footprint[0] if cells else complete)
+                self._forget(min(complete, cells[0][0].segments[0].footprint[0]) if cells else complete)
 
     def _read_up_to(self, start: int) -> None:
         """Make the buffers hold the planes of the windows at ``start`` on the first axis."""
@@ -255,8 +255,8 @@ class TilePrediction:
         return labels.cpu().numpy().astype(self.plan.label_dtype)
 
     def _forget(self, plane: int) -> None:
-        """Drop the sums of planes that are written."""
-        plane = max(self.low, min(plane, self.low + self.sums.shape[1]))
+        """Drop the sums of planes below ``plane``: neither cells nor windows to come need them."""
+        plane = max(self.low, plane)
         self.sums = self.sums[:, plane - self.low :]
         self.low = plane
 

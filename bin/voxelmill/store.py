@@ -36,8 +36,11 @@ def create_array(
 ) -> zarr.Array:
     """A sharded array in which a chunk that is absent is a lost chunk, never zeros that were left out.
 
-    ``chunk`` must divide ``shard``; by default it is a cube of at most 64 voxels.
+    The fill value is the largest integer, or NaN: zeros differ from it and are therefore written, and a chunk that is
+    lost later does not pass for background. ``chunk`` must divide ``shard``; by default it is a cube of at most 64
+    voxels.
     """
+    kind = np.dtype(dtype)
     chunk = [min(n, CHUNK) for n in shard] if chunk is None else chunk
     return zarr.create_array(
         store=str(path),
@@ -50,7 +53,7 @@ def create_array(
             index_codecs=[BytesCodec(), Crc32cCodec()],
         ),
         compressors=None,
-        fill_value=0,
+        fill_value=np.nan if kind.kind == "f" else np.iinfo(kind).max,
         dimension_names=list(axes),
         config={"write_empty_chunks": True},
         overwrite=True,

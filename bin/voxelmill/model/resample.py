@@ -1,7 +1,7 @@
 """nnU-Net's built-in resampling, axis by axis, so that any box of the result can be computed alone.
 
-Output voxel ``o`` of an axis samples the input at ``(o + 0.5) * n_in / n_out - 0.5`` (scikit-image's ``resize``, torch's
-``interpolate`` and nnU-Net's own out-of-plane step agree on this). Every value is a short sum over *taps*: input
+Output voxel ``o`` of an axis samples the input at ``(o + 0.5) * n_in / n_out - 0.5`` (scikit-image's ``resize``,
+torch's ``interpolate`` and nnU-Net's own out-of-plane step agree on this). Every value is a short sum over *taps*: input
 positions and weights that depend on the global lengths alone. A box therefore gets the same bits wherever it is cut.
 
 Sources: ``default_resampling.py`` and ``resample_torch.py`` of nnU-Net 2.8.1; cubic B-spline weights as in
@@ -70,7 +70,6 @@ class Resampling:
             low = np.floor(at).astype(int)
             fraction = at - low
             return np.stack([low, np.minimum(low + 1, n_in - 1)]), np.stack([1 - fraction, fraction])
-        at = np.clip(at, 0, n_in - 1)
         low = np.floor(at).astype(int)
         t = at - low
         weights = [(1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3]

@@ -1,0 +1,168 @@
+"""The oracle: nnU-Net's own preprocessing, grid, weights, network and export, with float64 sums over the whole volume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import ZScoreNormalization
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+
+
+@dataclass
+class Reference:
+    """Labels (z, y, x) of the oracle and of stock nnU-Net, and how sure the oracle is.
+
+    ``margin`` is the distance of each voxel's logits to a change of label, on the source grid; ``scale`` the largest
+    absolute logit there.
+    """
+
+    labels: np.ndarray
+    stock: np.ndarray
+    margin: np.ndarray
+    scale: np.ndarray
+    means: list[float]
+    stds: list[float]
+
+
+def predictor(folder: Path, folds: tuple[str, ...], mirroring: bool, step_size: float) -> nnUNetPredictor:
+    """nnU-Net's predictor on the CPU."""
+    result = nnUNetPredictor(
+        tile_step_size=step_size,
+        use_gaussian=True,
+        use_mirroring=mirroring,
+        perform_everything_on_device=False,
+        device=torch.device("cpu"),
+        verbose=False,
+        allow_tqdm=False,
+    )
+    use = tuple("all" if fold == "all" else int(fold) for fold in folds)
+    result.initialize_from_trained_model_folder(str(folder), use, "checkpoint_final.pth")
+    return result
+
+
+class PlannedZScore(ZScoreNormalization):
+    """nnU-Net's z-score with the mean and standard deviation of our plan."""
+
+    constants: list[tuple[float, float]] = []
+    measured: list[tuple[float, float]] = []
+
+    def run(self, image: np.ndarray, seg: np.ndarray | None = None) -> np.ndarray:
+        type(self).measured.append((float(image.mean()), float(image.std())))
+        mean, std = type(self).constants[len(type(self).measured) - 1]
+        image = image.astype(np.float32, copy=False)
+        image -= np.float32(mean)
+        image /= np.float32(max(std, 1e-8))
+        return image
+
+
+class PlannedPreprocessor(DefaultPreprocessor):
+    """nnU-Net's preprocessor with :class:`PlannedZScore` in place of its z-score."""
+
+    def _normalize(self, data, seg, configuration_manager, properties):  # type: ignore[no-untyped-def]
+        for channel, scheme in enumerate(configuration_manager.normalization_schemes):
+            if scheme == "ZScoreNormalization":
+                normalizer = PlannedZScore(False, properties[str(channel)])
+                data[channel] = normalizer.run(data[channel], seg[0])
+            else:
+                one = type(configuration_manager)(
+                    {**configuration_manager.configuration, "normalization_schemes": [scheme]}
+                )
+                data[channel : channel + 1] = super()._normalize(
+                    data[channel : channel + 1], seg, one, {"0": properties[str(channel)]}
+                )
+        return data
+
+
+@torch.inference_mode()
+def predict_reference(
+    folder: Path,
+    image: np.ndarray,
+    spacing: tuple[float, float, float],
+    statistics: list[tuple[float, float]],
+    folds: tuple[str, ...] = ("0",),
+    mirroring: bool = False,
+    step_size: float = 0.5,
+) -> Reference:
+    """Whole-volume prediction.
+
+    Parameters
+    ----------
+    folder : Path
+        nnU-Net result folder.
+    image : ndarray (channels, z, y, x)
+    spacing : tuple
+        Of z, y, x in the model's unit.
+    statistics : list of (mean, std)
+        The plan's, one per channel with z-score.
+    """
+    nnunet = predictor(folder, folds, mirroring, step_size)
+    plans, configuration, labels = nnunet.plans_manager, nnunet.configuration_manager, nnunet.label_manager
+    PlannedZScore.constants, PlannedZScore.measured = list(statistics), []
+    data, _, properties = PlannedPreprocessor(verbose=False).run_case_npy(
+        image.astype(np.float32), None, {"spacing": list(spacing)}, plans, configuration, nnunet.dataset_json
+    )
+    tensor, revert = pad_nd_image(torch.from_numpy(data), configuration.patch_size, "constant", {"value": 0}, True)
+    gaussian = compute_gaussian(tuple(configuration.patch_size), value_scaling_factor=10, device=torch.device("cpu"))
+    total = None
+    for parameters in nnunet.list_of_parameters:
+        nnunet.network.load_state_dict(parameters)
+        nnunet.network.eval()
+        sums = torch.zeros((labels.num_segmentation_heads, *tensor.shape[1:]), dtype=torch.float64)
+        weights = torch.zeros(tensor.shape[1:], dtype=torch.float64)
+        for window in nnunet._internal_get_sliding_window_slicers(tensor.shape[1:]):
+            x = torch.clone(tensor[window][None], memory_format=torch.contiguous_format)
+            logits = nnunet._internal_maybe_mirror_and_predict(x)[0]
+            sums[window] += logits.double() * gaussian.double()
+            weights[window[1:]] += gaussian.double()
+        normalised = sums / weights
+        total = normalised if total is None else total + normalised
+    assert total is not None
+    total = (total / len(nnunet.list_of_parameters))[(slice(None), *revert[1:])]
+
+    def export(logits: torch.Tensor) -> np.ndarray:
+        return convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits, plans, configuration, labels, dict(properties), num_threads_torch=1
+        )
+
+    half = nnunet.predict_logits_from_preprocessed_data(torch.from_numpy(data))
+    margin, scale = margins(total, labels.has_regions)
+    as_source = _to_source(plans, properties)
+    return Reference(
+        labels=export(total),
+        stock=export(half),
+        margin=as_source(margin),
+        scale=as_source(scale),
+        means=[mean for mean, _ in PlannedZScore.measured],
+        stds=[std for _, std in PlannedZScore.measured],
+    )
+
+
+def margins(logits: torch.Tensor, regions: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Distance to another label and largest absolute logit, per voxel of the network grid."""
+    if regions:
+        margin = logits.abs().amin(0)
+    else:
+        best = logits.topk(2, dim=0).values
+        margin = best[0] - best[1]
+    return margin.numpy(), logits.abs().amax(0).numpy()
+
+
+def _to_source(plans, properties):  # type: ignore[no-untyped-def]
+    """Nearest-neighbour paste of a network-grid array into the source grid (z, y, x); infinite outside the crop."""
+
+    def convert(array: np.ndarray) -> np.ndarray:
+        shape = properties["shape_after_cropping_and_before_resampling"]
+        index = [np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(int) for n, m in zip(shape, array.shape)]
+        result = np.full(properties["shape_before_cropping"], np.inf)
+        box = tuple(slice(a, b) for a, b in properties["bbox_used_for_cropping"])
+        result[box] = array[np.ix_(*index)]
+        return result.transpose(plans.transpose_backward)
+
+    return convert
