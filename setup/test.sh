@@ -20,11 +20,14 @@ check() {
     printf '== %s: %d s\n' "$name" $((SECONDS - start))
 }
 
-# Reports, caches and logs of a run that only parses stay out of the checkout.
+# Reports, caches and logs of a run that only parses stay out of the checkout; what it prints matters when it fails.
 with_parser() {
     local parser=$1
     shift
-    (cd "$scratch" && NXF_SYNTAX_PARSER=$parser NXF_WORK=$scratch/work nextflow -log "$scratch/nextflow.log" "$@")
+    (cd "$scratch" && NXF_SYNTAX_PARSER=$parser NXF_WORK=$scratch/work nextflow -log "$scratch/nextflow.log" "$@") \
+        >"$scratch/output" 2>&1 && return
+    cat "$scratch/output"
+    return 1
 }
 
 nextflow_sources=()
