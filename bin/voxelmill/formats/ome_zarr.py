@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import zarr
@@ -60,11 +61,29 @@ class ZarrSource(ImageSource):
         return data.transpose(order).reshape(shape).astype(self.dtype, copy=False)
 
 
-class MissingChunks(NamedTuple):
-    """How many chunk files of an array are not there, and the name of the first."""
+@dataclass(frozen=True)
+class MissingChunks(Sequence[str]):
+    """Names of the chunk files of an array that are not there, in grid order.
 
-    number: int
-    first: str | None
+    They are made when asked for: metadata of a few bytes can declare more of them than any list holds.
+    """
+
+    grid: tuple[int, ...]
+    present: frozenset[tuple[int, ...]]
+    prefix: str
+    separator: str
+
+    def __len__(self) -> int:
+        return min(prod(self.grid) - len(self.present), sys.maxsize)
+
+    def __iter__(self) -> Iterator[str]:
+        for index in np.ndindex(self.grid):
+            if index not in self.present:
+                yield self.prefix + self.separator.join(map(str, index))
+
+    def __getitem__(self, at: Any) -> Any:
+        last = at.stop if isinstance(at, slice) else at + 1
+        return list(itertools.islice(self, last))[at]
 
 
 def open_ome_zarr(path: Path, axes: str | None = None, level: int | None = None) -> ZarrSource:
@@ -348,13 +367,7 @@ def missing_chunks(source: ZarrSource) -> MissingChunks:
     grid = [-(-length // size) for length, size in zip(metadata["shape"], files, strict=True)]
     root = source.path / (source.in_place.path if source.in_place else "")
     prefix, separator = key_encoding(metadata)
-    present = set(chunk_files(root, prefix, separator, grid))
-    count = prod(grid) - len(present)
-    if not count:
-        return MissingChunks(0, None)
-    keys = itertools.product(*(range(n) for n in grid))
-    first = next(index for index in keys if index not in present)
-    return MissingChunks(count, prefix + separator.join(map(str, first)))
+    return MissingChunks(tuple(grid), frozenset(chunk_files(root, prefix, separator, grid)), prefix, separator)
 
 
 def key_encoding(metadata: dict[str, Any]) -> tuple[str, str]:

@@ -64,6 +64,7 @@ class TiffSource(ImageSource):
     leading: str = field(repr=False)
     handle: BinaryIO = field(repr=False)
     cache: OrderedDict[tuple[int, int], np.ndarray] = field(repr=False, default_factory=OrderedDict)
+    cached: int = field(repr=False, default=0)
 
     def _read(self, channel: int, box: Box) -> np.ndarray:
         (z0, z1), rows, columns = box
@@ -146,8 +147,9 @@ class TiffSource(ImageSource):
         decoded, corner, _ = key.decode(encoded, index, **tables)
         data = np.asarray(decoded)
         self.cache[number, index] = data
-        while len(self.cache) > 1 and sum(kept.nbytes for kept in self.cache.values()) > CACHED:
-            self.cache.popitem(last=False)
+        self.cached += data.nbytes
+        while self.cached > CACHED and len(self.cache) > 1:
+            self.cached -= self.cache.popitem(last=False)[1].nbytes
         return data, corner[1:4]
 
     def close(self) -> None:

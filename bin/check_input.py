@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""CHECK_INPUT: open every header, report all faults at once, and estimate what the run will take."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from voxelmill.check import CheckOptions, check_input, table
+from voxelmill.errors import UsageError
+from voxelmill.files import write_json
+from voxelmill.model.package import load_config
+from voxelmill.planning import Options
+from voxelmill.schedule import tile_shape
+from voxelmill.task import task
+
+PATH = click.Path(path_type=Path)
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def memory_bytes(text: str) -> int:
+    """``4 GB`` or a plain number of bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text)
+    if match is None:
+        raise UsageError(f"--memory-budget {text!r}", expected="a size such as 4 GB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+@click.command()
+@click.option("--input", "sheet", type=PATH, help="Samplesheet; without it every staged image is a sample.")
+@click.option("--staged", type=PATH, required=True, help="Folder with one numbered folder per image.")
+@click.option("--package", type=PATH, required=True, help="The packed model.")
+@click.option("--schema", type=PATH, required=True, help="JSON schema of the samplesheet.")
+@click.option("--channel")
+@click.option("--intensity", default="none", type=click.Choice(["none", "percentile8"]))
+@click.option("--flip", default="none", type=click.Choice(["none", "z", "y", "x", "zy", "zx", "yx", "zyx"]))
+@click.option("--spacing")
+@click.option("--unit", type=click.Choice(["um", "nm", "mm", "m", "pixel"]))
+@click.option("--box")
+@click.option("--preview", is_flag=True)
+@click.option("--on-bad-sample", default="stop", type=click.Choice(["stop", "skip"]))
+@click.option("--missing-chunks", default="error", type=click.Choice(["error", "fill"]))
+@click.option("--nonfinite", default="error", type=click.Choice(["error", "zero"]))
+@click.option("--check", default="header", type=click.Choice(["header", "full"]))
+@click.option("--allow-spacing-mismatch", is_flag=True)
+@click.option("--tile-size")
+@click.option("--memory-budget", default="4 GB")
+@click.option("--step-size", default=0.5)
+@click.option("--mirroring", default="on", type=click.Choice(["on", "off"]))
+@click.option("--device", default="cpu")
+def main(sheet: Path | None, staged: Path, package: Path, schema: Path, **values: Any) -> None:
+    """Write check/samples.json and check/estimate.json, and print the estimate."""
+    with task("check_input", "check") as record:
+        options = CheckOptions(
+            channel=values["channel"],
+            intensity=values["intensity"],
+            flip=values["flip"],
+            spacing=values["spacing"],
+            unit=values["unit"],
+            box=values["box"],
+            preview=values["preview"],
+            skip_bad=values["on_bad_sample"] == "skip",
+            fill_missing=values["missing_chunks"] == "fill",
+            nonfinite=values["nonfinite"],
+            full=values["check"] == "full",
+            allow_spacing_mismatch=values["allow_spacing_mismatch"],
+            plan=Options(
+                step_size=values["step_size"],
+                mirroring=values["mirroring"] == "on",
+                device=values["device"],
+                memory_budget=memory_bytes(values["memory_budget"]),
+                tile_size=tile_shape(values["tile_size"]),
+            ),
+        )
+        result = check_input(sheet, staged, schema, load_config(package), options)
+        for entry in result.samples:
+            for text in entry["warnings"]:
+                record.warn(text, sample=entry["id"])
+        for row in result.skipped:
+            record.warn(f"skipped: {row['error'].splitlines()[0].removeprefix('error:').strip()}", sample=row["id"])
+        print(table(result), flush=True)
+        outputs = {
+            "samples": {"samples": result.samples, "skipped": result.skipped, "estimate": result.estimates},
+            "estimate": result.total,
+        }
+        for name, value in outputs.items():
+            write_json(Path("check") / f"{name}.json", value)
+            record.output(Path("check") / f"{name}.json")
+        record.counts = {"samples": len(result.samples), "skipped": len(result.skipped)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""Rows of samples: from a samplesheet, or made from the images themselves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from voxelmill.errors import BadDataError, InputMissingError, ModelMismatchError, VoxelmillError
+
+ID_LENGTH = 64
+
+DEVICES = {"con", "prn", "aux", "nul", *(f"{name}{n}" for name in ("com", "lpt") for n in range(1, 10))}
+"""Names that Windows keeps for devices, with any extension."""
+
+LATER = {"semantic": "assemble", "instances": "analyze"}
+UNUSED = ("truth", "particle_size")
+
+SUFFIXES = re.compile(r"(\.ome)?\.(tiff?|btf|tf[28]|zarr)$|\.nii(\.gz)?$", re.IGNORECASE)
+CHANNEL_SUFFIX = re.compile(r"_(\d{4})$")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample as the user gives it.
+
+    Attributes
+    ----------
+    number : int
+        Line of the sheet, or position of the image where there is no sheet.
+    sample : str
+    names : tuple of str
+        The image files as the user names them.
+    images : tuple of int
+        Their positions in the list of all images, from 1.
+    values : dict
+        The other cells that are filled, by column.
+    """
+
+    number: int
+    sample: str
+    names: tuple[str, ...]
+    images: tuple[int, ...]
+    values: Mapping[str, str]
+
+    def get(self, column: str) -> str | None:
+        return self.values.get(column)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that is no sample, by its id or line."""
+
+    sample: str
+    error: VoxelmillError
+
+
+def read_sheet(path: Path, schema: Mapping[str, Any], shown: str | None = None) -> tuple[list[Row], list[Rejected]]:
+    """Read a samplesheet: UTF-8 (with or without BOM), commas, any line ends.
+
+    Parameters
+    ----------
+    path : Path
+    schema : mapping
+        JSON schema of the rows; its properties are the columns.
+    shown : str, optional
+        Name of the sheet in messages.
+
+    Returns
+    -------
+    rows : list of Row
+    rejected : list of Rejected
+        Rows that cannot be used, each with all that is wrong.
+
+    Raises
+    ------
+    InputMissingError
+        Where there is no sheet.
+    BadDataError
+        Where it is no table with the right columns, or has no rows.
+    """
+    shown = shown or path.name
+    header, lines = read_table(path, shown)
+    columns = schema["items"]["properties"]
+    check_header(header, columns, schema["items"]["required"], shown)
+    if not lines:
+        raise BadDataError(
+            "the samplesheet has no samples, only a header", file=shown, remedy="add one row per sample below it"
+        )
+    validator = Draft202012Validator(schema["items"])
+    twins = repeated([(number, cells[header.index("sample")]) for number, cells in lines if cells])
+    rows, rejected, position = [], [], 1
+    for number, cells in lines:
+        values = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if cell.strip()}
+        names = tuple(name for part in values.get("image", "").split(";") if (name := part.strip()))
+        images = tuple(range(position, position + len(names)))
+        position += len(names)
+        sample = values.get("sample", "")
+        where = {"sample": printable(sample) or None, "file": f"{shown}, row {number}"}
+        faults: list[VoxelmillError] = []
+        if len(cells) > len(header):
+            faults.append(
+                BadDataError(
+                    f"{len(cells)} cells under {len(header)} columns",
+                    **where,
+                    remedy="put cells that hold a comma in double quotes, or separate numbers by ';'",
+                )
+            )
+        faults += [cell_fault(error, values, columns, where) for error in validator.iter_errors(values)]
+        if sample.partition(".")[0].lower() in DEVICES:
+            faults.append(BadDataError(f"the id {sample!r} is the name of a device in Windows", **where))
+        if sample.lower() in twins:
+            faults.append(
+                BadDataError(
+                    f"the id {printable(sample)!r} is in rows {' and '.join(map(str, twins[sample.lower()]))}",
+                    **where,
+                    expected="ids that differ in more than upper and lower case",
+                )
+            )
+        faults += [
+            ModelMismatchError(
+                f"the column {column} starts at {stage}: not in this version", **where, remedy="leave the cell empty"
+            )
+            for column, stage in LATER.items()
+            if column in values
+        ]
+        if faults:
+            rejected += [Rejected(printable(sample) or f"row {number}", fault) for fault in faults]
+        else:
+            others = {name: cell for name, cell in values.items() if name not in ("sample", "image")}
+            rows.append(Row(number, sample, names, images, others))
+    return rows, rejected
+
+
+def read_table(path: Path, shown: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Header and rows (with their line numbers) of a CSV file; empty lines are left out."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (FileNotFoundError, PermissionError) as error:
+        raise InputMissingError(
+            f"the samplesheet cannot be read: {error.strerror}", file=shown, remedy="check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BadDataError(
+            f"the samplesheet is not UTF-8 at byte {error.start}", file=shown, remedy="save it as CSV UTF-8"
+        ) from error
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except csv.Error as error:
+        raise BadDataError(f"the samplesheet is no CSV: {error}", file=shown) from error
+    if not lines:
+        raise BadDataError(
+            "the samplesheet is empty: no samples", file=shown, expected="a header and one row per sample"
+        )
+    return [cell.strip() for cell in lines[0][1]], lines[1:]
+
+
+def check_header(header: Sequence[str], columns: Iterable[str], required: Iterable[str], shown: str) -> None:
+    """Refuse columns that are missing, unknown or there twice, suggesting the nearest name."""
+    known = list(columns)
+    faults = []
+    for name in header:
+        if name not in known:
+            near = get_close_matches(name.lower(), known, 1, 0.5)
+            faults.append(f"unknown column {printable(name)!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+    faults += [f"column {name!r} is there twice" for name in known if header.count(name) > 1]
+    faults += [f"column {name!r} is missing" for name in required if name not in header]
+    if faults:
+        semicolons = len(header) == 1 and ";" in header[0]
+        raise BadDataError(
+            "; ".join(faults[:5]),
+            file=shown,
+            expected=f"columns out of {', '.join(known)}, separated by commas",
+            remedy="separate the columns by commas, not semicolons" if semicolons else "correct the first line",
+        )
+
+
+def cell_fault(
+    error: Any, values: Mapping[str, str], columns: Mapping[str, Any], where: Mapping[str, str | None]
+) -> BadDataError:
+    """A fault that the schema found in a row, in words."""
+    if not error.path:
+        missing = [name for name in error.schema.get("required", []) if name not in values]
+        return BadDataError(f"the row has no {' and no '.join(missing)}", **where, expected="a value in these columns")
+    column = str(error.path[0])
+    return BadDataError(
+        f"column {column}: {printable(values[column])!r}",
+        **where,
+        expected=columns[column].get("description"),
+        remedy=f"one of {', '.join(error.validator_value)}" if error.validator == "enum" else None,
+    )
+
+
+def repeated(ids: Iterable[tuple[int, str]]) -> dict[str, list[int]]:
+    """Ids (lower case) that occur more than once, with their row numbers."""
+    seen: dict[str, list[int]] = {}
+    for number, name in ids:
+        seen.setdefault(name.strip().lower(), []).append(number)
+    return {name: numbers for name, numbers in seen.items() if name and len(numbers) > 1}
+
+
+def rows_of_images(names: Mapping[int, str]) -> list[Row]:
+    """One row per image, its id made from the file's name.
+
+    Files that differ only in nnU-Net's channel suffix, ``_0000`` upwards without a gap, are the channels of one sample.
+
+    Parameters
+    ----------
+    names : mapping
+        Position from 1 -> file name.
+    """
+    stems = {position: SUFFIXES.sub("", name) for position, name in names.items()}
+    channels: dict[str, dict[int, int]] = {}
+    for position, stem in stems.items():
+        if match := CHANNEL_SUFFIX.search(stem):
+            channels.setdefault(stem[: match.start()], {})[int(match[1])] = position
+    groups = {stem: found for stem, found in channels.items() if sorted(found) == list(range(len(found)))}
+    rows: list[Row] = []
+    taken: set[str] = set()
+    done: set[int] = set()
+    for position in sorted(names):
+        if position in done:
+            continue
+        stem = stems[position]
+        base = CHANNEL_SUFFIX.sub("", stem)
+        group = groups.get(base, {})
+        members = tuple(group[c] for c in sorted(group)) if position in group.values() else (position,)
+        done.update(members)
+        sample = unique_id(safe_id(base if len(members) > 1 or position in group.values() else stem), taken)
+        taken.add(sample.lower())
+        rows.append(Row(position, sample, tuple(names[m] for m in members), members, {}))
+    return rows
+
+
+def safe_id(name: str) -> str:
+    """An id out of any text; the same for both Unicode forms of a name."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+    text = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).lstrip("._-").rstrip(".")[:ID_LENGTH] or "sample"
+    return f"s_{text}"[:ID_LENGTH] if text.partition(".")[0].lower() in DEVICES else text
+
+
+def unique_id(name: str, taken: set[str]) -> str:
+    """The id, with a number behind it where another sample has it already."""
+    number, unique = 1, name
+    while unique.lower() in taken:
+        number += 1
+        tail = f"-{number}"
+        unique = name[: ID_LENGTH - len(tail)] + tail
+    return unique
+
+
+def printable(text: str) -> str:
+    """A user's text for one line of a message: no control characters, at most 100 characters, valid UTF-8."""
+    clean = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in clean)
+    return clean if len(clean) <= 100 else clean[:97] + "..."
