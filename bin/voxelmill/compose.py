@@ -25,6 +25,7 @@ from voxelmill.store import (
     write_group,
     write_label_shard,
 )
+from voxelmill.task import Task
 
 FULL = 0.999
 """Share of one class above which a mask is reported as full."""
@@ -168,3 +169,14 @@ def summarise(plan: Plan, voxels: dict[int, int]) -> dict[str, Any]:
         "windows": plan.n_windows,
         "warnings": warnings,
     }
+
+
+def compose_batch(folder: Path, record: Task) -> None:
+    """Compose the stores of every sample whose plan lies in ``folder``, each into a folder of its own in it."""
+    for path in sorted(folder.glob("*.plan.json")):
+        plan = Plan.load(path)
+        summary = compose_store(plan, folder, folder / plan.sample)
+        record.counts[plan.sample] = {entry["name"]: entry["voxels"] for entry in summary["classes"]}
+        record.output(folder / plan.sample / "labels.ome.zarr")
+        for warning in summary["warnings"]:
+            record.warn(warning, sample=plan.sample)

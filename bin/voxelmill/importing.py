@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from voxelmill.errors import BadDataError
+from voxelmill.formats import open_image
 from voxelmill.formats.base import ImageSource
 from voxelmill.image import ArrayLocation, Box, ChannelStatistics, ImageInfo, Intensity, slices
 from voxelmill.pictures import PictureBuilder, stretch
 from voxelmill.store import create_array, multiscales, shard_boxes, write_group
+from voxelmill.task import Task
 
 SHARD = (64, 256, 256)
 PLANE_SHARD = (1, 2048, 2048)
@@ -323,3 +325,41 @@ def nonzero_box(measured: Sequence[Measurement], shape: Sequence[int]) -> Box:
         planes = np.flatnonzero(sum(m.count[axis] for m in measured))
         box.append((int(planes[0]), int(planes[-1]) + 1) if len(planes) else (0, size))
     return tuple(box)  # type: ignore[return-value]
+
+
+def import_batch(entries: Sequence[dict[str, Any]], images: Path, out: Path, record: Task) -> None:
+    """Import the samples of a batch.
+
+    Parameters
+    ----------
+    entries : sequence of dict
+        The batch's entries of ``samples.json``.
+    images : Path
+        Staged images ``<n>/<file>``, numbered through the entries in order.
+    out : Path
+        Each sample gets a folder of its own in it.
+    record : Task
+    """
+    number = 0
+    for entry in entries:
+        spec = SampleSpec.from_dict(entry)
+        sources = []
+        for _ in entry["images"]:
+            number += 1
+            (path,) = (images / str(number)).iterdir()
+            sources.append(open_image(path, axes=entry.get("axes")))
+        info = import_image(sources, spec, out / spec.id)
+        for source in sources:
+            source.close()
+        for warning in info.warnings:
+            record.warn(warning, sample=spec.id)
+        store = out / spec.id / f"{spec.id}.image.zarr"
+        record.counts[spec.id] = {
+            "voxels": info.voxels,
+            "store_bytes": tree_bytes(store),
+            "in_place": not store.exists(),
+        }
+
+
+def tree_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

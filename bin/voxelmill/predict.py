@@ -11,7 +11,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,14 @@ import torch
 
 from voxelmill.blend import FIXED_POINT, finish, window_weights
 from voxelmill.errors import BadDataError, DeviceAbsentError, GpuMemoryError
+from voxelmill.image import ImageInfo, StoredImage
+from voxelmill.model.network import load_networks
+from voxelmill.model.package import load_config
 from voxelmill.pieces import PieceWriter, create_piece
 from voxelmill.plan import Cell, Index, Plan
 from voxelmill.reader import NetworkImage
+from voxelmill.schedule import TileRow, read_rows
+from voxelmill.task import Task
 
 READ_AHEAD = 64
 """Planes that are read at once: one chunk of the store."""
@@ -322,3 +327,44 @@ def predict_tiles(
             flush=True,
         )
     return counts
+
+
+def predict_task(batch: str, number: int, package: Path, folder: Path, record: Task) -> None:
+    """Predict the tiles of one task.
+
+    Parameters
+    ----------
+    batch : str
+    number : int
+        Task in ``<batch>.tiles.csv``.
+    package : Path
+    folder : Path
+        Holds the table, ``<sample>.plan.json``, ``<sample>.image.json`` and ``stores/``; gets a folder of pieces per
+        sample.
+    record : Task
+    """
+    rows = [row for row in read_rows(folder / f"{batch}.tiles.csv", TileRow) if row.task == number]
+    plans = {row.sample: Plan.load(folder / f"{row.sample}.plan.json") for row in rows}
+    images = {
+        sample: NetworkImage(
+            plan, StoredImage(store_of(sample, folder), ImageInfo.load(folder / f"{sample}.image.json"))
+        )
+        for sample, plan in plans.items()
+    }
+    first = plans[rows[0].sample]
+    device = use_device(first.device, first.threads)
+    networks = load_networks(package, load_config(package), device)
+    tiles = [(plans[row.sample], plans[row.sample].block(row.tile), images[row.sample]) for row in rows]
+    for sample, counts in predict_tiles(tiles, networks, device, folder).items():
+        record.counts[sample] = asdict(counts)
+        record.counts[sample]["piece_bytes"] = sum(p.stat().st_size for p in (folder / sample).glob("*.piece"))
+    record.counts["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+
+
+def store_of(sample: str, folder: Path) -> Path:
+    """The sample's imported store, or the image that is read in place, which is then the only one."""
+    imported = folder / "stores" / f"{sample}.image.zarr"
+    if imported.exists():
+        return imported
+    (only,) = (folder / "stores").iterdir()
+    return only

@@ -10,7 +10,9 @@ from voxelmill.blend import finish
 from voxelmill.files import write_json
 from voxelmill.pieces import Piece
 from voxelmill.plan import Cell, Index, Plan
+from voxelmill.schedule import BlockRow, read_rows
 from voxelmill.store import create_label_levels, write_label_shard
+from voxelmill.task import Task
 
 
 def stitch_block(plan: Plan, block: Index, pieces: Path, out: Path) -> dict[int, int]:
@@ -74,3 +76,23 @@ def cell_sums(plan: Plan, cell: Cell, received: dict[Index, Piece]) -> np.ndarra
         here = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(shared, footprint, strict=True))
         sums[(slice(None), *here)] += received[tile].read(cell.name, shape, "int64")
     return sums
+
+
+def stitch_group(batch: str, group: int, folder: Path, record: Task) -> None:
+    """Stitch the blocks of one group.
+
+    Parameters
+    ----------
+    batch : str
+    group : int
+    folder : Path
+        Holds ``<batch>.blocks.csv``, ``<sample>.plan.json`` and the pieces; each sample's blocks go to a folder in it.
+    record : Task
+    """
+    rows = [row for row in read_rows(folder / f"{batch}.blocks.csv", BlockRow) if row.group == group]
+    plans = {row.sample: Plan.load(folder / f"{row.sample}.plan.json") for row in rows}
+    for row in rows:
+        plan = plans[row.sample]
+        block = plan.block(row.block)
+        stitch_block(plan, block, folder, folder / row.sample / plan.block_name(block))
+    record.counts["blocks"] = len(rows)

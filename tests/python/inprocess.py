@@ -17,7 +17,8 @@ from voxelmill.formats.base import ImageSource
 from voxelmill.image import Box, ImageInfo, StoredImage, slices
 from voxelmill.importing import SampleSpec, import_image
 from voxelmill.model.config import ModelConfig
-from voxelmill.plan import Options, Plan, make_plan
+from voxelmill.plan import Plan
+from voxelmill.planning import Options, make_plan
 from voxelmill.predict import Counts, Network, predict_tiles
 from voxelmill.reader import NetworkImage
 from voxelmill.stitch import stitch_block

@@ -1,8 +1,9 @@
 """nnU-Net's built-in resampling, axis by axis, so that any box of the result can be computed alone.
 
 Output voxel ``o`` of an axis samples the input at ``(o + 0.5) * n_in / n_out - 0.5`` (scikit-image's ``resize``,
-torch's ``interpolate`` and nnU-Net's own out-of-plane step agree on this). Every value is a short sum over *taps*: input
-positions and weights that depend on the global lengths alone. A box therefore gets the same bits wherever it is cut.
+torch's ``interpolate`` and nnU-Net's own out-of-plane step agree on this). Every value is a short sum over *taps*:
+input positions and weights that depend on the global lengths alone. A box therefore gets the same bits wherever it is
+cut.
 
 Sources: ``default_resampling.py`` and ``resample_torch.py`` of nnU-Net 2.8.1; cubic B-spline weights as in
 P. Thevenaz, T. Blu, M. Unser, "Interpolation revisited", IEEE TMI 19(7), 2000.

@@ -1,0 +1,32 @@
+#!/usr/bin/env python3
+"""Plan the samples of one batch: windows, tiles, blocks, and what each task needs."""
+
+from pathlib import Path
+
+import click
+
+from voxelmill.task import task
+
+
+@click.command()
+@click.option("--batch", required=True)
+@click.option("--package", required=True, type=click.Path(path_type=Path))
+@click.option("--step-size", default=0.5)
+@click.option("--mirroring", type=click.Choice(["on", "off"]), default="on")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
+@click.option("--engine", type=click.Choice(["float32", "compile", "bfloat16"]), default="float32")
+@click.option("--threads", default=2)
+@click.option("--memory-budget", default=4_000_000_000, help="Bytes of host memory that one task may use.")
+@click.option("--tile-size", default=None, help="Voxels: one number, or z,y,x.")
+@click.option("--shard-size", default=256)
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+def main(batch: str, package: Path, images: tuple[Path, ...], mirroring: str, tile_size: str | None, **options) -> None:
+    with task("plan_tiles", batch) as record:
+        from voxelmill.plan import Options, plan_batch, tile_shape
+
+        chosen = Options(mirroring=mirroring == "on", tile_size=tile_shape(tile_size), **options)
+        plan_batch(batch, package, images, chosen, Path(), record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,345 @@
+"""How a plan is made: nnU-Net's grid on the sample's axes, blocks that fit memory and time, and what a task needs.
+
+Source of the window grid: ``compute_steps_for_sliding_window`` and ``pad_nd_image`` of nnU-Net 2.8.1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from voxelmill.errors import UsageError
+from voxelmill.image import ImageInfo
+from voxelmill.model.config import ModelConfig
+from voxelmill.model.resample import resampled_length, resamplings
+from voxelmill.plan import Axis, Index, Plan
+
+SLAB = 32
+"""Thickest segment on the network's first axis: what bounds the rolling buffer of a prediction."""
+
+TASK_SECONDS = 1800.0
+"""A task takes tiles until its estimate reaches this."""
+
+BYTES_PER_SUM = 8
+TORCH_BYTES = 700_000_000
+"""Resident memory of a process that has imported torch and nothing more."""
+
+MACS_PER_SECOND = {"cpu": 40e9, "cuda": 20e12}
+"""Multiply-accumulates per second (CPU: per thread) that the time estimate assumes."""
+
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose about the prediction of a sample.
+
+    ``tile_size`` is in source voxels (z, y, x), None for the largest tiles that ``memory_budget`` (bytes of one task)
+    and the time of a task allow. ``shard_size`` is in voxels.
+    """
+
+    step_size: float = 0.5
+    mirroring: bool = True
+    device: str = "cpu"
+    engine: str = "float32"
+    threads: int = 2
+    batch: int = 1
+    memory_budget: int = 4_000_000_000
+    tile_size: tuple[int, int, int] | None = None
+    shard_size: int = 256
+
+
+def window_starts(length: int, patch: int, step_size: float) -> tuple[int, ...]:
+    """First network voxel of every window on an axis of ``length`` voxels.
+
+    nnU-Net pads the volume to at least one patch (the smaller half below) and spreads the windows evenly, at most
+    ``patch * step_size`` apart, rounding half to even.
+    """
+    padded = max(length, patch)
+    below = (padded - length) // 2
+    n = math.ceil((padded - patch) / (patch * step_size)) + 1
+    stride = (padded - patch) / (n - 1) if n > 1 else 0.0
+    return tuple(int(np.round(stride * i)) - below for i in range(n))
+
+
+def shard_shape(shape: tuple[int, int, int], size: int) -> tuple[int, int, int]:
+    """Shard of the output (z, y, x): a cube, or for a single plane a square of eight times its side."""
+    return (1, 8 * size, 8 * size) if shape[0] == 1 else (size, size, size)
+
+
+def shard_cuts(size: int, shard: int, flipped: bool) -> tuple[int, ...]:
+    cuts = [*range(0, size, shard), size]
+    return tuple(size - cut for cut in reversed(cuts)) if flipped else tuple(cuts)
+
+
+def block_cuts(shards: tuple[int, ...], target: float, thinnest: float) -> tuple[int, ...]:
+    """Join whole shards into blocks of ``target`` voxels; a remainder below ``thinnest`` joins its neighbour."""
+    cuts = [0]
+    for cut in shards[1:]:
+        if cut - cuts[-1] >= target:
+            cuts.append(cut)
+    if cuts[-1] != shards[-1]:
+        if shards[-1] - cuts[-1] < thinnest and len(cuts) > 1:
+            cuts.pop()
+        cuts.append(shards[-1])
+    return tuple(cuts)
+
+
+def make_plan(config: ModelConfig, image: ImageInfo, options: Options, orientation: Orientation | None = None) -> Plan:
+    """Plan of one sample.
+
+    Raises
+    ------
+    ModelMismatchError
+        Where the model resamples in a way that cannot be done block by block.
+    UsageError
+        Where not even the smallest tile fits into ``memory_budget``.
+    """
+    shard = shard_shape(image.shape, options.shard_size)
+    axes = network_axes(config, image, orientation or Orientation.of(config, image), shard, options.step_size)
+    patch_size = config.patch_size
+    mirror_axes = tuple(config.mirror_axes or ()) if options.mirroring else ()
+    values = tuple(config.foreground_values)
+    plan = Plan(
+        sample=image.sample,
+        shape=image.shape,
+        spacing=image.spacing,
+        unit=image.unit,
+        shard=shard,
+        axes=axes,
+        patch_size=tuple(patch_size),
+        heads=config.heads,
+        regions_class_order=None if config.regions_class_order is None else tuple(config.regions_class_order),
+        values=values,
+        label_names=label_names(config),
+        normalization=normalization_of(config, image),
+        mirror_axes=mirror_axes,
+        folds=tuple(config.folds),
+        step_size=options.step_size,
+        device=options.device,
+        engine=options.engine,
+        threads=options.threads,
+        batch=options.batch,
+        memory_bytes=0,
+        window_seconds=0.0,
+    )
+    passes = len(plan.folds) * 2 ** len(mirror_axes)
+    rate = MACS_PER_SECOND[options.device] * (options.threads if options.device == "cpu" else 1)
+    plan = replace(plan, window_seconds=passes * multiply_accumulates(config) / rate)
+    network_bytes = network_memory(config, options.batch)
+    targets = tile_targets(plan, options, network_bytes)
+    plan = with_blocks(plan, targets)
+    needed = network_bytes + buffer_memory(plan, len(config.channel_names))
+    if options.tile_size is None and needed > options.memory_budget:
+        raise UsageError(
+            f"the smallest tile needs {needed / 1e9:.1f} GB of memory in one task",
+            sample=image.sample,
+            expected=f"at most --memory_budget {options.memory_budget / 1e9:.1f} GB",
+            remedy=f"raise --memory_budget to {math.ceil(needed / 1e8) / 10} GB or more",
+        )
+    return replace(plan, memory_bytes=max(int(1.25 * needed), 1_500_000_000))
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """Network axis ``i`` is source axis ``axes[i]`` (z, y, x), run backwards where ``flips[i]``."""
+
+    axes: Index
+    flips: tuple[bool, bool, bool]
+
+    @classmethod
+    def of(cls, config: ModelConfig, image: ImageInfo) -> Orientation:
+        """The reader's reorientation, then the user's flip, then the model's transposition."""
+        axes, flips = (0, 1, 2), (False, False, False)
+        if config.reader == "NibabelIOWithReorient" and image.affine is not None:
+            axes, flips = ras_orientation(image.affine)
+        flipped = [flip != ("zyx"[axis] in image.flip) for axis, flip in zip(axes, flips, strict=True)]
+        forward = config.transpose_forward
+        return cls(tuple(axes[i] for i in forward), tuple(flipped[i] for i in forward))  # type: ignore[arg-type]
+
+
+def ras_orientation(affine: tuple[tuple[float, ...], ...]) -> tuple[Index, tuple[bool, bool, bool]]:
+    """How a NIfTI volume stored as (z, y, x) = (k, j, i) becomes RAS, as nnU-Net's NibabelIOWithReorient reads it."""
+    from nibabel.orientations import io_orientation
+
+    # row i of the orientation: voxel axis i (x, y, z) goes to world axis orientation[i, 0], in direction [i, 1]
+    orientation = io_orientation(np.array(affine))
+    axes, flips = [], []
+    for world in (2, 1, 0):
+        voxel = int(np.flatnonzero(orientation[:, 0] == world)[0])
+        axes.append(2 - voxel)
+        flips.append(bool(orientation[voxel, 1] < 0))
+    return tuple(axes), tuple(flips)  # type: ignore[return-value]
+
+
+def network_axes(
+    config: ModelConfig,
+    image: ImageInfo,
+    orientation: Orientation,
+    shard: tuple[int, int, int],
+    step_size: float,
+) -> tuple[Axis, Axis, Axis]:
+    """The three axes, each shard a block of its own."""
+    patch = (1, *config.patch_size) if len(config.patch_size) == 2 else tuple(config.patch_size)
+    crops = []
+    for source, flipped in zip(orientation.axes, orientation.flips, strict=True):
+        start, stop = image.nonzero_box[source]
+        size = image.shape[source]
+        crops.append((size - stop, size - start) if flipped else (start, stop))
+    cropped = [stop - start for start, stop in crops]
+    spacing, target = spacings(config, image, orientation)
+    data, logits = resamplings(config, cropped, spacing, target)
+    axes = []
+    for i, (source, flipped) in enumerate(zip(orientation.axes, orientation.flips, strict=True)):
+        length = cropped[i] if data[i].kind == "same" else resampled_length(cropped[i], spacing[i], target[i])
+        size = image.shape[source]
+        cuts = shard_cuts(size, shard[source], flipped)
+        planes = i == 0 and len(config.patch_size) == 2
+        axes.append(
+            Axis(
+                source=source,
+                flipped=flipped,
+                size=size,
+                crop=crops[i],
+                length=length,
+                patch=patch[i],
+                starts=tuple(range(length)) if planes else window_starts(length, patch[i], step_size),
+                data=data[i],
+                logits=logits[i],
+                shards=cuts,
+                blocks=cuts,
+                slab=SLAB if i == 0 else None,
+            )
+        )
+    return tuple(axes)  # type: ignore[return-value]
+
+
+def spacings(
+    config: ModelConfig, image: ImageInfo, orientation: Orientation
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Spacing of the image and of the model on the network's axes, in the model's unit.
+
+    A model or an image without physical unit takes the image as it is.
+    """
+    per_unit = {"mm": 1000.0, "um": 1.0}
+    if config.spacing_unit not in per_unit or image.unit == "pixel":
+        return (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)
+    own = tuple(image.spacing[axis] / per_unit[config.spacing_unit] for axis in orientation.axes)
+    target = tuple(config.spacing)
+    return own, (own[0], *target) if len(target) == 2 else target
+
+
+def normalization_of(config: ModelConfig, image: ImageInfo) -> tuple[dict[str, Any], ...]:
+    """Name and constants of every channel's normalisation; global statistics come from the image."""
+    result = []
+    for channel, name in enumerate(config.normalization):
+        statistics = image.statistics[channel]
+        scheme: dict[str, Any] = {"name": name, "minimum": statistics.minimum, "maximum": statistics.maximum}
+        if name == "ZScoreNormalization":
+            scheme |= {"mean": statistics.mean, "std": statistics.std}
+        if name == "CTNormalization":
+            known = config.intensity_properties[str(channel)]
+            scheme |= {key: known[key] for key in ("mean", "std", "percentile_00_5", "percentile_99_5")}
+        result.append(scheme)
+    return tuple(result)
+
+
+def label_names(config: ModelConfig) -> dict[str, str]:
+    """Label value as text -> class name. A region's value bears the region's name."""
+    regions = [name for name, value in config.labels.items() if value not in (0, [0]) and name != "ignore"]
+    if config.regions_class_order is None:
+        named = {str(config.labels[name]): name for name in regions}
+    else:
+        named = {str(v): name for v, name in zip(config.regions_class_order, regions, strict=True)}
+    return {"0": "background", **named}
+
+
+def multiply_accumulates(config: ModelConfig) -> float:
+    """Multiply-accumulates of one forward pass, from the U-Net's stages; an estimate."""
+    kwargs = config.architecture["kwargs"]
+    features = kwargs["features_per_stage"]
+    stages = kwargs["n_stages"]
+    convolutions = kwargs.get("n_conv_per_stage") or [2 * n for n in kwargs.get("n_blocks_per_stage", [2] * stages)]
+    decoder = kwargs.get("n_conv_per_stage_decoder", [2] * (stages - 1))
+    if isinstance(convolutions, int):
+        convolutions = [convolutions] * stages
+    if isinstance(decoder, int):
+        decoder = [decoder] * (stages - 1)
+    voxels, total = float(math.prod(config.patch_size)), 0.0
+    for i in range(stages):
+        voxels /= math.prod(kwargs["strides"][i]) if isinstance(kwargs["strides"][i], list) else 1
+        kernel = math.prod(kwargs["kernel_sizes"][i]) if isinstance(kwargs["kernel_sizes"][i], list) else 27
+        below = features[i - 1] if i else len(config.channel_names)
+        total += voxels * kernel * features[i] * (below + features[i] * (convolutions[i] - 1))
+        if i < stages - 1:
+            total += voxels * kernel * features[i] * features[i] * (decoder[i] + 1)
+    return total
+
+
+def network_memory(config: ModelConfig, batch: int) -> int:
+    """Bytes of torch, weights and activations; an estimate: eight maps of the widest full-resolution stage."""
+    kwargs = config.architecture["kwargs"]
+    activations = 8 * 4 * kwargs["features_per_stage"][0] * math.prod(config.patch_size) * batch
+    parameters = sum(27 * 4 * 4 * f * f for f in kwargs["features_per_stage"])
+    return TORCH_BYTES + activations + parameters * len(config.folds)
+
+
+def buffer_memory(plan: Plan, channels: int) -> int:
+    """Bytes of the rolling buffers of the widest tile: sums and image, both moved once per row of windows."""
+    first, *others = plan.axes
+    cross = math.prod(max(b - a for a, b in map(axis.reach, busy(axis))) for axis in others)
+    stride = int(max(np.diff(first.starts), default=0))
+    sums = first.patch + stride + math.ceil(SLAB * first.length / first.cropped) + 2
+    image = first.patch + stride + 64
+    return 2 * cross * (sums * plan.heads * BYTES_PER_SUM + image * channels * 4)
+
+
+def busy(axis: Axis) -> list[int]:
+    return [i for i, (a, b) in enumerate(axis.tiles) if b > a]
+
+
+def with_blocks(plan: Plan, targets: tuple[float, float, float]) -> Plan:
+    """The plan with shards joined into blocks of at least ``targets`` source voxels (network axis order)."""
+    axes = []
+    for axis, target in zip(plan.axes, targets, strict=True):
+        thinnest = axis.patch * axis.cropped / axis.length
+        axes.append(replace(axis, blocks=block_cuts(axis.shards, max(target, thinnest), thinnest)))
+    return replace(plan, axes=tuple(axes))  # type: ignore[arg-type]
+
+
+def tile_targets(plan: Plan, options: Options, network_bytes: int) -> tuple[float, float, float]:
+    """Size of a tile in source voxels, network axis order.
+
+    Without a wish of the user: the whole volume, halved across the second and third axis until the buffers fit the
+    memory, then along the first until a tile fits the time of a task. Tiles stay long along the first axis, where the
+    rolling buffer makes length free.
+    """
+    if options.tile_size is not None:
+        wish = [options.tile_size[axis.source] for axis in plan.axes]
+        shards = [plan.shard[axis.source] for axis in plan.axes]
+        return tuple(max(1, round(w / s)) * s for w, s in zip(wish, shards, strict=True))  # type: ignore[return-value]
+    targets = [float(axis.size) for axis in plan.axes]
+    smallest = [float(plan.shard[axis.source]) for axis in plan.axes]
+    room = options.memory_budget / 1.25 - network_bytes
+
+    def halve(candidates: tuple[int, ...]) -> bool:
+        possible = [i for i in candidates if targets[i] > smallest[i]]
+        if possible:
+            longest = max(possible, key=lambda i: targets[i] / plan.axes[i].patch)
+            targets[longest] = max(smallest[longest], targets[longest] / 2)
+        return bool(possible)
+
+    def tiled() -> Plan:
+        return with_blocks(plan, tuple(targets))  # type: ignore[arg-type]
+
+    while buffer_memory(tiled(), len(plan.normalization)) > room and halve((1, 2)):
+        pass
+    while largest_tile_seconds(tiled()) > TASK_SECONDS and halve((0,)):
+        pass
+    return tuple(targets)  # type: ignore[return-value]
+
+
+def largest_tile_seconds(plan: Plan) -> float:
+    return math.prod(max(b - a for a, b in axis.tiles) for axis in plan.axes) * plan.window_seconds

@@ -1,0 +1,209 @@
+"""PLAN_TILES: the plans of a batch, the tables of its tasks, and the forecast before any voxel is read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+from voxelmill.files import write_bytes
+from voxelmill.image import ArrayLocation, ChannelStatistics, ImageInfo
+from voxelmill.model.config import ModelConfig
+from voxelmill.model.package import load_config
+from voxelmill.plan import Plan
+from voxelmill.planning import Options, make_plan
+from voxelmill.task import Task
+
+TASK_SECONDS = 1800.0
+
+@dataclass(frozen=True)
+class TileRow:
+    """One line of ``<batch>.tiles.csv``."""
+
+    sample: str
+    tile: int
+    task: int
+    windows: int
+    memory_bytes: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """One line of ``<batch>.blocks.csv``: a block, the group it is stitched in, and that group's number of pieces."""
+
+    sample: str
+    block: int
+    group: int
+    n_pieces: int
+
+
+Row = TypeVar("Row", TileRow, BlockRow)
+
+
+def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
+    """Write a table of the plan as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """Read what :func:`write_rows` wrote."""
+    with open(path, encoding="utf-8", newline="") as handle:
+        table = list(csv.DictReader(handle))
+    return [kind(**{k: v if k == "sample" else int(v) for k, v in row.items()}) for row in table]  # type: ignore[arg-type]
+
+
+def schedule(plans: list[Plan]) -> tuple[list[TileRow], list[BlockRow]]:
+    """Tiles into tasks of about ``TASK_SECONDS``, and blocks into groups that are stitched together.
+
+    A sample of its own is stitched block by block, as soon as a block's pieces are there; the blocks of many small
+    samples are stitched in one go.
+    """
+    tiles, task, seconds = [], 0, 0.0
+    for plan in plans:
+        for index in plan.tiles:
+            estimate = plan.windows(index) * plan.window_seconds
+            if seconds and seconds + estimate > TASK_SECONDS:
+                task, seconds = task + 1, 0.0
+            seconds += estimate
+            tiles.append(
+                TileRow(plan.sample, plan.number(index), task, plan.windows(index), plan.memory_bytes, plan.threads)
+            )
+    total = sum(len(senders) for plan in plans for senders in plan.pieces.values())
+    together = len(plans) > 1
+    blocks = [
+        BlockRow(plan.sample, plan.number(b), 0 if together else plan.number(b), total if together else len(senders))
+        for plan in plans
+        for b, senders in plan.pieces.items()
+    ]
+    return tiles, blocks
+
+
+def traffic(plan: Plan) -> dict[str, int]:
+    """Voxels that are finished by one tile, and voxels of partial sums that tiles send (network axis order)."""
+    alone = math.prod(sum(s.stop - s.start for s in a.segments if s.first == s.last) for a in plan.axes)
+    sent = math.prod(
+        sum((s.footprint[1] - s.footprint[0]) * (s.last - s.first + 1) for s in a.segments) for a in plan.axes
+    )
+    return {"finished": alone, "sums": max(0, sent - alone) * plan.heads}
+
+
+def tile_shape(text: str | None) -> tuple[int, int, int] | None:
+    """``--tile_size``: one number or three (z, y, x), in voxels."""
+    if text is None:
+        return None
+    sides = [int(side) for side in text.split(",")]
+    return (sides[0],) * 3 if len(sides) == 1 else tuple(sides)  # type: ignore[return-value]
+
+
+def estimate(
+    config: ModelConfig, shape: tuple[int, int, int], spacing: tuple[float, ...], options: Options
+) -> Estimate:
+    """What a sample will take, before any voxel is read: as if its non-zero box were the whole image.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    shape, spacing : tuple
+        z, y, x; spacing in micrometres, or None-like ones where the image has no physical unit.
+    options : Options
+    """
+    nothing = ChannelStatistics(0.0, 1.0, 0.0, 1.0, {}, (([0.0], [1.0]),) * 3)
+    image = ImageInfo(
+        sample="estimate",
+        shape=shape,
+        dtype="uint16",
+        spacing=spacing,  # type: ignore[arg-type]
+        unit="um",
+        spacing_origin="",
+        format="",
+        files=(),
+        array=ArrayLocation("0", "czyx", ()),
+        intensity=(),
+        flip="",
+        nonzero_box=tuple((0, n) for n in shape),  # type: ignore[arg-type]
+        statistics=(nothing,) * len(config.channel_names),
+        content_sha256="",
+    )
+    plan = make_plan(config, image, options)
+    sent = traffic(plan)
+    voxels = image.voxels
+    return Estimate(
+        windows=plan.n_windows,
+        tiles=len(plan.tiles),
+        seconds=plan.n_windows * plan.window_seconds,
+        memory_bytes=plan.memory_bytes,
+        work_bytes=2 * voxels * len(config.channel_names) + 6 * sent["sums"] + voxels // 4,
+        output_bytes=voxels // 8,
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Forecast of one sample; bytes of the work folder assume 16-bit voxels and sums that shrink to six bytes."""
+
+    windows: int
+    tiles: int
+    seconds: float
+    memory_bytes: int
+    work_bytes: int
+    output_bytes: int
+
+
+def plan_batch(batch: str, package: Path, images: Sequence[Path], options: Options, out: Path, record: Task) -> None:
+    """Plan every sample of a batch and write the tables of its tasks.
+
+    Parameters
+    ----------
+    batch : str
+    package : Path
+    images : sequence of Path
+        ``<sample>.image.json``.
+    options : Options
+    out : Path
+        Gets ``<sample>/<sample>.plan.json``, ``<batch>/<batch>.tiles.csv`` and ``<batch>/<batch>.blocks.csv``.
+    record : Task
+    """
+    config = load_config(package)
+    plans = []
+    for path in sorted(images):
+        image = ImageInfo.load(path)
+        plan = make_plan(config, image, options)
+        plan.save(out / plan.sample / f"{plan.sample}.plan.json")
+        plans.append(plan)
+        for warning in intensity_warnings(config, image):
+            record.warn(warning, sample=plan.sample)
+        record.counts[plan.sample] = {"windows": plan.n_windows, "tiles": len(plan.tiles), **traffic(plan)}
+    tiles, blocks = schedule(plans)
+    write_rows(out / batch / f"{batch}.tiles.csv", TileRow, tiles)
+    write_rows(out / batch / f"{batch}.blocks.csv", BlockRow, blocks)
+
+
+def intensity_warnings(config: ModelConfig, image: ImageInfo) -> list[str]:
+    """Where the values of a channel are far from those that the model was trained on.
+
+    The model knows its training foreground only; an image is far from it where its own range (0.5th to 99.5th
+    percentile) does not meet that of the foreground, or ends at less than a fifth or more than five times of it.
+    """
+    warnings = []
+    for channel, statistics in enumerate(image.statistics):
+        known = config.intensity_properties.get(str(channel), {})
+        low, high = known.get("percentile_00_5"), known.get("percentile_99_5")
+        own_low, own_high = statistics.percentiles["percentile_00_5"], statistics.percentiles["percentile_99_5"]
+        if low is None or high is None:
+            continue
+        far = own_high > 5 * high or own_high < high / 5 if high > 0 else False
+        if own_high < low or own_low > high or far:
+            warnings.append(
+                f"channel {channel} ({config.channel_names[channel]}) ranges from {own_low:.4g} to {own_high:.4g}; the "
+                f"objects the model was trained on range from {low:.4g} to {high:.4g}: check channel and intensity"
+            )
+    return warnings
