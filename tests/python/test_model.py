@@ -46,6 +46,7 @@ from voxelmill.model.plans import (
     BATCH_NORM_TRAINER,
     DEFAULT_NETWORK_TRAINERS,
     OTHER_NETWORK_TRAINERS,
+    channels_of,
     config_from_plans,
     read_architecture,
     resolve_configuration,
@@ -244,6 +245,12 @@ def plans_and_dataset(**options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     with tempfile.TemporaryDirectory() as path:
         make_model_folder(Path(path), **{"patch_size": SMALL, "features": (4, 8), "folds": (), **options})
         return tuple(json.loads((Path(path) / f"{name}.json").read_text()) for name in ("plans", "dataset"))
+
+
+def test_channels_are_in_the_order_of_their_numbers() -> None:
+    names = {str(channel): f"channel{channel}" for channel in (10, 2, *range(2), *range(3, 10))}
+    assert channels_of({"channel_names": names}) == tuple(f"channel{channel}" for channel in range(11))
+    assert channels_of({"modality": {"0": "CT"}}) == ("CT",)
 
 
 # Names that nnU-Net itself knows
@@ -598,6 +605,9 @@ def test_missing_pieces_name_what_is_there_and_what_to_pass(folder: Path, tmp_pa
 
     refused(folder / "fold_0", "checkpoint_final.pth", f"--model {folder}")
     refused(folder / "fold_0" / "checkpoint_final.pth", f"--model {folder}")
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "staged").symlink_to(folder / "fold_0")
+    refused(tmp_path / "task" / "staged", f"--model {folder}")
     refused(tmp_path, "pass one of", str(folder))
     refused(folder, "no fold 3", "folds out of 0", folds="3")
     refused(folder, "no checkpoint_best.pth", "checkpoint_final.pth", checkpoint="checkpoint_best.pth")

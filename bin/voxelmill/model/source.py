@@ -59,7 +59,8 @@ def opened_source(source: Path, scratch: Path) -> Iterator[Path]:
     RefusedError
         See :func:`unpack`.
     """
-    source = Path(source)
+    # Messages name the user's own folder, not the link to it in a task's folder.
+    source = Path(source).resolve()
     if source.is_dir():
         yield source
     elif not source.exists():
