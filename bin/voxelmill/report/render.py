@@ -14,9 +14,9 @@ import numpy as np
 from markupsafe import Markup
 
 from voxelmill import __version__
-from voxelmill.report import text
 from voxelmill.report.collect import Run, Sample
 from voxelmill.report.figures import COLOURS, Views, class_indices, sample_views, thumbnail
+from voxelmill.report.text import card, dimensions, duration, share, significant, size, thousands, volume
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -124,9 +124,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (
-        text.card, text.thousands, text.dimensions, text.duration, text.share, text.significant, text.size, text.volume,
-    ):  # fmt: skip
+    for function in (card, dimensions, duration, share, significant, size, thousands, volume):
         environment.filters[function.__name__] = function
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     environment.globals.update(
