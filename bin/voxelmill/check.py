@@ -140,7 +140,7 @@ def check_input(sheet: Path | None, staged: Path, schema: Path, config: ModelCon
             raise InputMissingError("no image was found", remedy="check the path, the folder or the glob in --input")
         rows = rows_of_images({number: path.name for number, path in images.items()})
     else:
-        rows, rejected = read_sheet(sheet, read_json(schema), "samplesheet")
+        rows, rejected = read_sheet(sheet, read_json(schema))
     entries, estimates = [], {}
     for row in rows:
         try:

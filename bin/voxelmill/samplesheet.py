@@ -63,7 +63,7 @@ class Rejected:
     error: VoxelmillError
 
 
-def read_sheet(path: Path, schema: Mapping[str, Any], shown: str | None = None) -> tuple[list[Row], list[Rejected]]:
+def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[Rejected]]:
     """Read a samplesheet: UTF-8 (with or without BOM), commas, any line ends.
 
     Parameters
@@ -71,8 +71,6 @@ def read_sheet(path: Path, schema: Mapping[str, Any], shown: str | None = None) 
     path : Path
     schema : mapping
         JSON schema of the rows; its properties are the columns.
-    shown : str, optional
-        Name of the sheet in messages.
 
     Returns
     -------
@@ -87,7 +85,7 @@ def read_sheet(path: Path, schema: Mapping[str, Any], shown: str | None = None) 
     BadDataError
         Where it is no table with the right columns, or has no rows.
     """
-    shown = shown or path.name
+    shown = str(path)
     header, lines = read_table(path, shown)
     columns = schema["items"]["properties"]
     check_header(header, columns, schema["items"]["required"], shown)

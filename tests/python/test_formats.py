@@ -421,7 +421,7 @@ def test_stack_whose_last_pages_are_cut_off(tmp_path: Path) -> None:
     data = path.read_bytes()
     for share in (0.3, 0.5, 0.9, 0.999):
         path.write_bytes(data[: int(len(data) * share)])
-        with pytest.raises(BadDataError, match=r"truncated|damaged|cut"), open_image(path) as source:
+        with pytest.raises(BadDataError, match="truncated"), open_image(path) as source:
             whole(source)
 
 

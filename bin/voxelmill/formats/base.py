@@ -195,7 +195,7 @@ def unreadable(path: Path, error: BaseException) -> BadDataError:
     """The error for data that a decoder refuses."""
     text = " ".join(str(error).split())[:300]
     return BadDataError(
-        f"the voxels cannot be decoded, the file is damaged or cut ({type(error).__name__}: {text})",
+        f"the voxels cannot be decoded, the file is truncated or damaged ({type(error).__name__}: {text})",
         file=path,
         remedy="copy the file again from its origin and compare the checksums",
     )

@@ -412,7 +412,7 @@ def series_axes(series: tifffile.TiffPageSeries, path: Path, axes: str | None) -
         unnamed = [i for i, axis in enumerate(names) if axis in "qi"]
         letters = list(names)
         for i in sorted(unnamed, key=lambda i: -shape[i]):
-            free = "z" if shape[i] > 1 else "tcz"
+            free = "z" if shape[i] > 1 else "zct"
             letters[i] = next((letter for letter in free if letter not in letters), "?")
         names = "".join(letters) if "?" not in letters else own
     if len(names) != len(shape):

@@ -1,0 +1,508 @@
+"""The samplesheet, and CHECK_INPUT's comparison of images with a model."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from conftest import ROOT
+from voxelmill import check
+from voxelmill.check import Checked, CheckOptions, check_input, name_batches
+from voxelmill.errors import BadDataError, ModelMismatchError, SeveralErrors, VoxelmillError, WriteFailedError
+from voxelmill.files import read_json
+from voxelmill.model.config import ModelConfig
+from voxelmill.model.package import load_config, new_package, weights_name
+from voxelmill.samplesheet import read_sheet, rows_of_images
+
+SCHEMA = ROOT / "assets" / "schema_input.json"
+
+
+def model(**changes: Any) -> ModelConfig:
+    """A model of one grey channel with patches of 8 x 16 x 16 voxels of 2 x 1 x 1 micrometres."""
+    dimensions = len(changes.get("patch_size", (8, 16, 16)))
+    layers = {"conv_op": f"torch.nn.Conv{dimensions}d", "norm_op": f"torch.nn.InstanceNorm{dimensions}d",
+              "dropout_op": None, "nonlin": "torch.nn.LeakyReLU"}  # fmt: skip
+    architecture = {
+        "class": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "imports": list(layers),
+        "kwargs": layers
+        | {
+            "n_stages": 2,
+            "features_per_stage": [4, 8],
+            "kernel_sizes": [[3] * dimensions] * 2,
+            "strides": [[1] * dimensions, [2] * dimensions],
+            "n_conv_per_stage": [1, 1],
+            "n_conv_per_stage_decoder": [1],
+            "conv_bias": True,
+            "norm_op_kwargs": {"affine": True},
+            "dropout_op_kwargs": None,
+            "nonlin_kwargs": {"inplace": True},
+        },
+    }
+    resampling = {"name": "resample_data_or_seg_to_shape", "kwargs": {"is_seg": False, "order": 1, "order_z": 0,
+                  "force_separate_z": None}}  # fmt: skip
+    values: dict[str, Any] = {
+        "configuration": "3d_fullres",
+        "trainer": "nnUNetTrainer",
+        "dataset_name": "Dataset001_Test",
+        "patch_size": (8, 16, 16),
+        "spacing": (2.0, 1.0, 1.0)[-dimensions:],
+        "spacing_unit": "um",
+        "transpose_forward": (0, 1, 2),
+        "normalization": ("ZScoreNormalization",) * len(changes.get("channel_names", ("grey",))),
+        "intensity_properties": {},
+        "resampling_data": resampling,
+        "resampling_probabilities": resampling,
+        "channel_names": ("grey",),
+        "labels": {"background": 0, "axon": 1},
+        "regions_class_order": None,
+        "heads": 2,
+        "foreground_values": (1,),
+        "ignore_label": None,
+        "mirror_axes": (),
+        "architecture": architecture,
+        "reader": "Tiff3DIO",
+        "folds": ("0",),
+    }
+    return ModelConfig(**(values | changes))
+
+
+def write_package(path: Path, config: ModelConfig) -> Path:
+    """A package whose weights nobody will read."""
+    with new_package(path) as package:
+        package.add_config(config)
+        for fold in config.folds:
+            package.add(weights_name(fold), b"")
+    assert load_config(path) == config
+    return path
+
+
+def write_image(path: Path, shape: Sequence[int] = (6, 20, 20), spacing: Sequence[float] | None = (2, 1, 1)) -> Path:
+    """An OME-TIFF with sizes in micrometres."""
+    sizes = (
+        {} if spacing is None else dict(zip(("PhysicalSizeZ", "PhysicalSizeY", "PhysicalSizeX"), spacing, strict=True))
+    )
+    axes = "CZYX"[-len(shape) :]
+    tifffile.imwrite(path, np.ones(shape, "u1"), ome=True, photometric="minisblack", metadata={"axes": axes, **sizes})
+    return path
+
+
+def stage(folder: Path, names: Sequence[str], base: Path) -> Path:
+    """Numbered folders with links to the images, as Nextflow makes them; a missing image leaves a gap."""
+    for number, name in enumerate(names, 1):
+        if (base / name).exists():
+            (folder / str(number)).mkdir(parents=True)
+            (folder / str(number) / Path(name).name).symlink_to(base / name)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def run(
+    base: Path,
+    rows: Sequence[Mapping[str, str]] | None = None,
+    images: Sequence[str] = (),
+    config: ModelConfig | None = None,
+    **options: Any,
+) -> Checked:
+    """Check rows of a sheet, or images without a sheet, that lie in ``base``."""
+    sheet = None
+    if rows is not None:
+        sheet = base / "samplesheet.csv"
+        with open(sheet, "w", newline="", encoding="utf-8") as handle:
+            writer = csv.DictWriter(handle, list(dict.fromkeys(key for row in rows for key in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+        images = [part.strip() for row in rows for part in row["image"].split(";") if part.strip()]
+    number = len(list(base.glob("staged*")))
+    return check_input(
+        sheet, stage(base / f"staged{number}", images, base), SCHEMA, config or model(), CheckOptions(**options)
+    )
+
+
+def load_script() -> Any:
+    """``bin/check_input.py`` as a module."""
+    spec = importlib.util.spec_from_file_location("check_input_script", ROOT / "bin" / "check_input.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# The sheet
+
+
+def sheet_of(tmp_path: Path, data: bytes) -> tuple[list, list]:
+    (tmp_path / "s.csv").write_bytes(data)
+    return read_sheet(tmp_path / "s.csv", json.loads(SCHEMA.read_text()))
+
+
+def test_sheet_with_mark_windows_lines_and_blanks(tmp_path: Path) -> None:
+    data = '\ufeffsample, image ,spacing\r\n\r\na, b c.tif ,"2,1,1"\r\nb,ü1.tif;ü2.tif,\r\n'.encode()
+    rows, rejected = sheet_of(tmp_path, data)
+    assert not rejected
+    assert [(r.number, r.sample, r.names, r.images) for r in rows] == [
+        (3, "a", ("b c.tif",), (1,)),
+        (4, "b", ("ü1.tif", "ü2.tif"), (2, 3)),
+    ]
+    assert rows[0].values == {"spacing": "2,1,1"} and rows[1].values == {}
+
+
+def test_every_fault_of_every_row_is_told(tmp_path: Path) -> None:
+    lines = ["sample,image,unit,sha256,semantic", "../x,a.tif,,,", "A,a.tif,feet,12,", "a,,,,", "con.x,a.tif,,,l.tif",
+             "ok,a.tif,um,,"]  # fmt: skip
+    data = "\n".join(lines).encode()
+    rows, rejected = sheet_of(tmp_path, data)
+    assert [(row.sample, row.images) for row in rows] == [("ok", (4,))]
+    text = "\n".join(str(one.error) for one in rejected)
+    for words in (
+        "'../x'",
+        "'feet'",
+        "um, nm, mm, m, pixel",
+        "'12'",
+        "no image",
+        "rows 3 and 4",
+        "Windows",
+        "assemble",
+    ):
+        assert words in text
+    assert {one.error.code for one in rejected} == {65, 78}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty"),
+        (b"sample,image\n", "no samples"),
+        (b"sampel,image\na,b.tif\n", "did you mean 'sample'"),
+        (b"sample,image,Spacing\na,b.tif,1\n", "did you mean 'spacing'"),
+        (b"sample\na\n", "'image' is missing"),
+        (b"sample,image,image\na,b,c\n", "twice"),
+        (b"sample;image\na;b\n", "semicolons"),
+        ("sample,image\nä,b\n".encode("latin-1"), "UTF-8"),
+        (b'sample,image\na,"b\n', "CSV"),
+    ],
+)
+def test_sheets_that_are_none(tmp_path: Path, data: bytes, words: str) -> None:
+    with pytest.raises(BadDataError) as caught:
+        sheet_of(tmp_path, data)
+    assert words in str(caught.value)
+
+
+def test_cells_beyond_the_header(tmp_path: Path) -> None:
+    _, rejected = sheet_of(tmp_path, b"sample,image,spacing\na,b.tif,2,1,1\n")
+    assert "5 cells under 3 columns" in str(rejected[0].error)
+
+
+def test_rows_of_images() -> None:
+    names = ["a_0000.tif", "a_0001.tif", "b_0001.tif", "b_0002.tif", "Präparat 1.ome.tif", "Pra\u0308parat 1.nii.gz",
+             "con.zarr", "...", "c_0000.nii.gz", "../x$(y).tif", "x" * 80 + ".tif"]  # fmt: skip
+    rows = rows_of_images(dict(enumerate(names, 1)))
+    assert [(row.sample, row.images) for row in rows] == [
+        ("a", (1, 2)),
+        ("b_0001", (3,)),
+        ("b_0002", (4,)),
+        ("Praparat_1", (5,)),
+        ("Praparat_1-2", (6,)),
+        ("s_con", (7,)),
+        ("sample", (8,)),
+        ("c", (9,)),
+        ("x_y_", (10,)),
+        ("x" * 64, (11,)),
+    ]
+
+
+# Images and model
+
+
+def test_entry_of_samples_json(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.ome.tif")
+    result = run(tmp_path, images=["a.ome.tif"])
+    assert result.samples == [
+        {
+            "id": "a", "batch": "a", "images": [1], "channel": [0], "format": "OME-TIFF", "shape": [1, 6, 20, 20],
+            "dtype": "uint8", "spacing": [2.0, 1.0, 1.0], "unit": "um", "spacing_origin": "OME-XML", "box": None,
+            "flip": "none", "intensity": "none", "missing_chunks": "error", "nonfinite": "error", "in_place": False,
+            "sha256": None, "group": None, "axes": None, "files": ["a.ome.tif"], "warnings": [],
+        }
+    ]  # fmt: skip
+    assert result.skipped == [] and result.total["windows"] > 0
+    assert "a       6 20 20  2 1 1" in check.table(result)
+
+
+def test_all_faults_of_all_samples_at_once(tmp_path: Path) -> None:
+    write_image(tmp_path / "good.tif")
+    write_image(tmp_path / "none.tif", spacing=None)
+    write_image(tmp_path / "two.tif", (2, 6, 20, 20), None)
+    rows = [{"sample": name, "image": f"{name}.tif"} for name in ("good", "gone", "none", "two")]
+    with pytest.raises(SeveralErrors) as caught:
+        run(tmp_path, rows)
+    told = [(fault.sample, fault.code) for fault in caught.value.faults]
+    assert told == [("gone", 66), ("none", 65), ("two", 78), ("two", 65)]
+    assert caught.value.code == 66
+    assert all(len(str(fault).splitlines()) <= 12 for fault in caught.value.faults)
+    result = run(tmp_path, rows, skip_bad=True)
+    assert [entry["id"] for entry in result.samples] == ["good"]
+    assert [row["id"] for row in result.skipped] == ["gone", "none", "two"]
+    with pytest.raises(SeveralErrors):
+        run(tmp_path, rows[1:], skip_bad=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "expected"),
+    [
+        ({}, {}, ((2, 1, 1), "um", "OME-XML")),
+        ({}, {"spacing": "4000,2000,2000", "unit": "nm"}, ((4, 2, 2), "um", "--spacing")),
+        ({}, {"spacing": "1.5"}, ((1.5, 1.5, 1.5), "um", "--spacing")),
+        ({"spacing": "3;1;1"}, {"spacing": "9,9,9", "unit": "um"}, ((3, 1, 1), "um", "samplesheet")),
+        ({"spacing": "0.003 0.001 0.001", "unit": "mm"}, {}, ((3, 1, 1), "um", "samplesheet")),
+        ({"unit": "pixel"}, {}, ((1, 1, 1), "pixel", "no physical size")),
+        ({}, {"spacing": "pixel"}, ((1, 1, 1), "pixel", "no physical size")),
+        ({}, {"unit": "pixel"}, ((1, 1, 1), "pixel", "no physical size")),
+    ],
+)
+def test_spacing_comes_from_the_sheet_the_param_the_file(
+    tmp_path: Path, row: dict, options: dict, expected: tuple
+) -> None:
+    write_image(tmp_path / "a.tif")
+    entry = run(tmp_path, [{"sample": "a", "image": "a.tif", **row}], **options).samples[0]
+    assert entry["spacing"] == pytest.approx(expected[0])
+    assert (entry["unit"], entry["spacing_origin"]) == expected[1:]
+    overruled = expected[2] in ("samplesheet", "--spacing")
+    assert any("the file" in text for text in entry["warnings"]) == overruled
+
+
+@pytest.mark.parametrize("row", [{"spacing": "0;1;1"}, {"spacing": "1;1"}, {"spacing": "1e9;1;1"}, {"spacing": "-"}])
+def test_spacing_that_is_none(tmp_path: Path, row: dict) -> None:
+    write_image(tmp_path / "a.tif")
+    with pytest.raises(BadDataError, match="spacing"):
+        run(tmp_path, [{"sample": "a", "image": "a.tif", **row}])
+
+
+@pytest.mark.parametrize(
+    ("spacing", "outcome"),
+    [("2,1,1", None), ("3,1.4,1.4", None), ("2,1.6,1", "warning"), ("2,1,3.1", "error"), ("0.6,1,1", "error")],
+)
+def test_spacing_against_the_model(tmp_path: Path, spacing: str, outcome: str | None) -> None:
+    write_image(tmp_path / "a.tif", spacing=None)
+    if outcome == "error":
+        with pytest.raises(ModelMismatchError, match="factor of 3"):
+            run(tmp_path, images=["a.tif"], spacing=spacing)
+    result = run(tmp_path, images=["a.tif"], spacing=spacing, allow_spacing_mismatch=outcome == "error")
+    assert any("factor" in text for text in result.samples[0]["warnings"]) == (outcome is not None)
+    free = run(tmp_path, images=["a.tif"], spacing=spacing, config=model(spacing_unit="none"))
+    assert free.samples[0]["warnings"] == []
+
+
+def test_spacing_is_compared_on_the_models_axes(tmp_path: Path) -> None:
+    """The first axis of this network is the image's x."""
+    config = model(transpose_forward=(2, 0, 1), spacing=(8.0, 1.0, 2.0))
+    write_image(tmp_path / "a.tif", spacing=(1, 2, 8))
+    assert run(tmp_path, images=["a.tif"], config=config).samples[0]["warnings"] == []
+    with pytest.raises(ModelMismatchError, match="factor of 8"):
+        run(tmp_path, images=["a.tif"], config=model(spacing=(8.0, 1.0, 2.0)))
+
+
+@pytest.mark.parametrize(
+    ("channel", "expected"), [("0", [0]), ("-1", [1]), ("1", [1]), ("dapi", [0]), ("a;b", [1]), ("2", 65), ("x", 65),
+                              ("0;1", 78), (None, 78)]
+)  # fmt: skip
+def test_channels_of_a_file(tmp_path: Path, channel: str | None, expected: list | int) -> None:
+    names = {"axes": "CZYX", "Channel": {"Name": ["dapi", "a;b"]}, "PhysicalSizeX": 1, "PhysicalSizeY": 1,
+             "PhysicalSizeZ": 2}  # fmt: skip
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((2, 6, 20, 20), "u1"), ome=True, metadata=names)
+    if isinstance(expected, int):
+        with pytest.raises(VoxelmillError) as caught:
+            run(tmp_path, images=["a.tif"], channel=channel)
+        assert caught.value.code == expected
+        assert "dapi" in str(caught.value) and (expected == 65 or "grey" in str(caught.value))
+    else:
+        assert run(tmp_path, images=["a.tif"], channel=channel).samples[0]["channel"] == expected
+    config = model(channel_names=("a;b", "dapi"))
+    with pytest.raises(ModelMismatchError, match="in this order"):
+        run(tmp_path, images=["a.tif"], config=config)
+    assert run(tmp_path, images=["a.tif"], config=config, channel="1;0").samples[0]["channel"] == [1, 0]
+
+
+def test_one_file_per_channel(tmp_path: Path) -> None:
+    config = model(channel_names=("a", "b"))
+    write_image(tmp_path / "s_0000.tif")
+    write_image(tmp_path / "s_0001.tif")
+    entry = run(tmp_path, images=["s_0000.tif", "s_0001.tif"], config=config).samples[0]
+    assert (entry["id"], entry["images"], entry["channel"], entry["shape"]) == ("s", [1, 2], [0, 1], [2, 6, 20, 20])
+    row = {"sample": "s", "image": "s_0000.tif; other.tif"}
+    for shape, spacing, words in (((7, 20, 20), (2, 1, 1), "shape"), ((6, 20, 20), (2, 1, 2), "spacing")):
+        write_image(tmp_path / "other.tif", shape, spacing)
+        with pytest.raises(BadDataError, match=f"differ in {words}"):
+            run(tmp_path, [row], config=config)
+    write_image(tmp_path / "other.tif", (2, 6, 20, 20))
+    with pytest.raises(BadDataError, match="several channels"):
+        run(tmp_path, [row], config=config)
+    with pytest.raises(ModelMismatchError, match="1 channels of the model"):
+        run(tmp_path, images=["s_0000.tif", "s_0001.tif"])
+
+
+def test_colour_images_need_a_model_of_three_channels(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((20, 20, 3), "u1"), photometric="rgb")
+    flat = {"patch_size": (16, 16), "configuration": "2d", "spacing_unit": "none"}
+    with pytest.raises(BadDataError, match="RGB image, axes YXC"):
+        run(tmp_path, images=["a.tif"], config=model(**flat), unit="pixel")
+    assert run(tmp_path, images=["a.tif"], config=model(**flat), unit="pixel", channel="1").samples[0]["channel"] == [1]
+    colours = model(**flat, channel_names=("r", "g", "b"))
+    assert run(tmp_path, images=["a.tif"], config=colours, unit="pixel").samples[0]["channel"] == [0, 1, 2]
+
+
+def test_a_plane_needs_a_2d_model(tmp_path: Path) -> None:
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.ones((20, 20), "u1"), imagej=True, resolution=(1, 1), metadata={"unit": "um"}
+    )
+    with pytest.raises(BadDataError, match="axes YX"):
+        run(tmp_path, images=["a.tif"])
+    flat = model(patch_size=(16, 16), configuration="2d")
+    entry = run(tmp_path, images=["a.tif"], config=flat).samples[0]
+    assert (entry["shape"], entry["spacing"], entry["spacing_origin"]) == ([1, 1, 20, 20], [1, 1, 1], "ImageJ, z as y")
+
+
+def test_much_smaller_than_the_training_images(tmp_path: Path) -> None:
+    config = model(fingerprint={"shapes_after_crop": [[6, 100, 100], [40, 200, 90]]})
+    write_image(tmp_path / "a.tif")
+    assert (
+        "y 20 (smallest 100), x 20 (smallest 90)"
+        in run(tmp_path, images=["a.tif"], config=config).samples[0]["warnings"][0]
+    )
+    write_image(tmp_path / "b.tif", (6, 30, 30))
+    assert run(tmp_path, images=["b.tif"], config=config).samples[0]["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"box": "1:3,:5,4:"}, [[1, 3], [0, 5], [4, 90]]),
+        ({"box": "1:3,:5,4:999"}, [[1, 3], [0, 5], [4, 90]]),
+        ({"preview": True}, [[7, 23], [4, 36], [29, 61]]),
+        ({}, None),
+    ],
+)
+def test_boxes(tmp_path: Path, options: dict, expected: list | None) -> None:
+    write_image(tmp_path / "a.tif", (30, 40, 90))
+    entry = run(tmp_path, images=["a.tif"], **options).samples[0]
+    assert entry["box"] == expected and entry["shape"] == [1, 30, 40, 90]
+    assert any("clipped" in text for text in entry["warnings"]) == ("999" in options.get("box", ""))
+
+
+def test_preview_follows_the_models_axes_and_spacing(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.tif", (30, 40, 90), (1, 1, 2))
+    config = model(transpose_forward=(2, 0, 1))
+    assert run(tmp_path, images=["a.tif"], config=config, preview=True).samples[0]["box"] == [
+        [0, 30],
+        [4, 36],
+        [37, 53],
+    ]
+
+
+@pytest.mark.parametrize("box", ["40:50,:,:", "3:3,:,:", "1:2"])
+def test_boxes_without_voxels(tmp_path: Path, box: str) -> None:
+    write_image(tmp_path / "a.tif", (30, 40, 90))
+    with pytest.raises(BadDataError, match="box"):
+        run(tmp_path, images=["a.tif"], box=box)
+
+
+def test_checksums(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.tif")
+    good = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert run(tmp_path, [{"sample": "a", "image": "a.tif", "sha256": good.upper()}]).samples[0]["id"] == "a"
+    with pytest.raises(BadDataError, match="SHA-256"):
+        run(tmp_path, [{"sample": "a", "image": "a.tif", "sha256": "0" * 64}])
+
+
+def test_zarr_is_read_in_place_and_a_missing_chunk_told(tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path / "a.zarr", shape=(8, 20, 20), chunks=(4, 20, 20), dtype="u1")
+    array[:] = 1
+    assert run(tmp_path, images=["a.zarr"], spacing="2,1,1").samples[0]["in_place"] is True
+    (tmp_path / "a.zarr" / "c" / "1" / "0" / "0").unlink()
+    with pytest.raises(BadDataError, match="1 chunks are missing, the first is c/1/0/0"):
+        run(tmp_path, images=["a.zarr"], spacing="2,1,1")
+    entry = run(tmp_path, images=["a.zarr"], spacing="2,1,1", fill_missing=True).samples[0]
+    assert entry["missing_chunks"] == "fill"
+
+
+def test_full_check_reads_every_voxel(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    volume = np.random.default_rng(0).integers(0, 255, (6, 40, 40)).astype("u1")
+    tifffile.imwrite(path, volume, compression="zlib", photometric="minisblack")
+    with tifffile.TiffFile(path) as tif:
+        offset, count = tif.pages[5].dataoffsets[0], tif.pages[5].databytecounts[0]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + count] = bytes(count)
+    path.write_bytes(data)
+    run(tmp_path, images=["a.tif"], spacing="2,1,1")
+    with pytest.raises(BadDataError, match="decoded"):
+        run(tmp_path, images=["a.tif"], spacing="2,1,1", full=True)
+
+
+def entry_of(name: str, voxels: int = 1000, in_place: bool = False) -> dict[str, Any]:
+    return {"id": name, "shape": [1, 1, 1, voxels], "box": None, "in_place": in_place}
+
+
+def batches_of(entries: list[dict[str, Any]], separate: bool = False) -> list[str]:
+    name_batches(entries, separate=separate)
+    return [entry["batch"] for entry in entries]
+
+
+def test_small_samples_share_batches() -> None:
+    entries = [entry_of("a"), entry_of("big", 2**21), entry_of("b"), entry_of("batch1"), entry_of("z", in_place=True)]
+    assert batches_of(entries) == ["batch2", "big", "batch2", "batch2", "z"]
+    assert batches_of([entry_of("a"), entry_of("b")], separate=True) == ["a", "b"]
+    assert batches_of([entry_of("a"), entry_of("big", 2**22)]) == ["a", "big"]
+    many = batches_of([entry_of(f"s{i}") for i in range(100)])
+    assert [many.count(name) for name in ("batch1", "batch2")] == [64, 36]
+    large = batches_of([entry_of(f"s{i}", 2**21 - 1) for i in range(50)])
+    assert [large.count(name) for name in ("batch1", "batch2")] == [32, 18]
+    boxed = entry_of("a", 2**22) | {"box": [[0, 1], [0, 1], [0, 5]]}
+    assert batches_of([boxed, entry_of("b")]) == ["batch1", "batch1"]
+
+
+def test_work_that_does_not_fit_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "a.tif")
+    monkeypatch.setattr(check.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    with pytest.raises(WriteFailedError, match="10 B free"):
+        run(tmp_path, images=["a.tif"])
+
+
+def test_script_writes_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write_image(tmp_path / "a.tif")
+    write_package(tmp_path / "package", model())
+    stage(tmp_path / "images", ["a.tif"], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--staged", "images", "--package", "package", "--schema", str(SCHEMA), "--memory-budget", "8 GB"]
+    load_script().main.main(arguments, standalone_mode=False)
+    samples, estimate = read_json(Path("check/samples.json")), read_json(Path("check/estimate.json"))
+    record = read_json(Path("check/check.check_input.json"))
+    assert [entry["id"] for entry in samples["samples"]] == ["a"] and samples["estimate"]["a"] == estimate
+    assert record["counts"] == {"samples": 1, "skipped": 0}
+    assert set(record["outputs"]) == {"check/samples.json", "check/estimate.json"}
+    assert capsys.readouterr().out.startswith("sample  z, y, x")
+
+
+def test_real_images_with_the_real_model(shared_data: Path, tmp_path: Path) -> None:
+    fingerprint = json.loads((shared_data / "nnunet_model/tiny_ovule_nuclei/dataset_fingerprint.json").read_text())
+    config = model(
+        patch_size=(16, 48, 48), spacing=tuple(fingerprint["spacings"][0]), fingerprint=fingerprint, spacing_unit="um"
+    )
+    os.symlink(shared_data / "fluorescence/ovule_nuclei_1135.ome.tif", tmp_path / "o.ome.tif")
+    os.symlink(shared_data / "axons_lightsheet/lightsheet_chunk_128x256x256.ome.tif", tmp_path / "l.ome.tif")
+    assert run(tmp_path, images=["o.ome.tif"], config=config).samples[0]["warnings"] == []
+    with pytest.raises(ModelMismatchError, match=r"3 x 2 x 2 um .* factor of 15\.8"):
+        run(tmp_path, images=["l.ome.tif"], config=config)
