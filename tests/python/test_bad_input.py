@@ -6,6 +6,8 @@ Each case is one row of a table: a number, a function that writes the input, fla
 from __future__ import annotations
 
 import gzip
+import io
+import json
 import os
 import resource
 import shutil
@@ -39,6 +41,7 @@ class Case:
     """One kind of bad input.
 
     ``write`` gets a folder, puts images there and returns the samplesheet, or None where the images are the input.
+    ``then`` runs the script of a later task in the folder where CHECK_INPUT ended well; the code is that of the last.
     """
 
     number: int
@@ -48,6 +51,7 @@ class Case:
     words: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
+    then: Callable[[pytest.MonkeyPatch], None] | None = None
 
     def __str__(self) -> str:
         return f"{self.number}-{self.name}"
@@ -151,6 +155,29 @@ def two_channels(folder: Path) -> None:
     tifffile.imwrite(folder / "a.tif", volume((2, 6, 20, 20)), ome=True, photometric="minisblack", metadata=names)
 
 
+def import_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IMPORT_IMAGE on what CHECK_INPUT wrote."""
+    samples = read_json(Path("check/samples.json"))["samples"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(samples)))
+    load_script("import_image").main.main(["--batch", samples[0]["batch"], "--images", "images"], standalone_mode=False)
+
+
+def with_value(value: float, *, everywhere: bool = False) -> Callable[[Path], None]:
+    """A float image that holds a value that is no number."""
+    data = volume(dtype="f4")
+    data[... if everywhere else (3, 4, 5)] = value
+    return tiff(data=data)
+
+
+def checksum_off(folder: Path) -> None:
+    """A .nii.gz whose length is right and whose checksum is not."""
+    image = nib.Nifti1Image(volume((6, 200, 200)).T.astype("i2"), np.diag([0.001, 0.001, 0.002, 1]))
+    nib.save(image, folder / "a.nii.gz")
+    data = bytearray((folder / "a.nii.gz").read_bytes())
+    data[-8] ^= 1
+    (folder / "a.nii.gz").write_bytes(data)
+
+
 TEXT = b"sample,image\n" * 60
 TIME = {"imagej": True, "metadata": {"axes": "TZYX"}}
 FLAT = {"patch_size": (16, 16), "configuration": "2d"}
@@ -198,6 +225,11 @@ CASES = [
     Case(50, "missing chunk", zarr_image(lacking=("c/0/1/0", "c/1/0/0")), 65, ("2 chunks", "c/0/1/0"), SPACING),
     Case(50, "missing chunk, Zarr 2", zarr_image(lacking=("0.1.0",), version=2), 65, ("1 chunks", "0.1.0"), SPACING),
     Case(50, "missing chunk, filled", zarr_image(lacking=("c/0/1/0",)), 0, (), (*SPACING, "--missing-chunks", "fill")),
+    Case(42, "wrong checksum", checksum_off, 65, ("decoded", "CRC"), then=import_all),
+    Case(58, "one NaN", with_value(np.nan), 65, ("1 voxels", "3, 4, 5"), SPACING, then=import_all),
+    Case(58, "one infinite", with_value(np.inf), 65, ("1 voxels", "3, 4, 5"), SPACING, then=import_all),
+    Case(58, "all NaN", with_value(np.nan, everywhere=True), 65, ("2400 voxels", "0, 0, 0"), SPACING, then=import_all),
+    Case(58, "NaN as zero", with_value(np.nan), 0, (), (*SPACING, "--nonfinite", "zero"), then=import_all),
     Case(59, "smaller than a patch", tiff(data=volume((3, 5, 7))), 0, (), SPACING),
     Case(59, "one voxel", tiff(data=volume((1, 1, 1))), 0, (), SPACING),
     Case(59, "one thick", tiff(data=volume((1, 20, 20))), 0, (), SPACING),
@@ -226,7 +258,7 @@ def prepare(case: Case, folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    return load_script()
+    return load_script("check_input")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -238,6 +270,8 @@ def test_bad_input(
     before = {path: path.read_bytes() for path in (tmp_path / "in").rglob("*") if path.is_file()}
     try:
         script.main.main(arguments, standalone_mode=False)
+        if case.then is not None:
+            case.then(monkeypatch)
         code = 0
     except SystemExit as error:
         code = error.code
@@ -246,7 +280,7 @@ def test_bad_input(
     assert all(word in message for word in case.words), message
     assert all(len(fault.splitlines()) <= MAX_LINES for fault in message.split("\n\n"))
     assert "Traceback" not in message
-    assert (tmp_path / "check" / "samples.json").exists() == (case.code == 0)
+    assert (tmp_path / "check" / "samples.json").exists() == (case.code == 0 or case.then is not None)
     assert before == {path: path.read_bytes() for path in (tmp_path / "in").rglob("*") if path.is_file()}
     assert not list(tmp_path.rglob("pwned"))
 

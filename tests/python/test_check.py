@@ -130,9 +130,9 @@ def run(
     )
 
 
-def load_script() -> Any:
-    """``bin/check_input.py`` as a module."""
-    spec = importlib.util.spec_from_file_location("check_input_script", ROOT / "bin" / "check_input.py")
+def load_script(name: str) -> Any:
+    """A script of ``bin/`` as a module."""
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "bin" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -487,7 +487,7 @@ def test_script_writes_its_files(
     stage(tmp_path / "images", ["a.tif"], tmp_path)
     monkeypatch.chdir(tmp_path)
     arguments = ["--staged", "images", "--package", "package", "--schema", str(SCHEMA), "--memory-budget", "8 GB"]
-    load_script().main.main(arguments, standalone_mode=False)
+    load_script("check_input").main.main(arguments, standalone_mode=False)
     samples, estimate = read_json(Path("check/samples.json")), read_json(Path("check/estimate.json"))
     record = read_json(Path("check/check.check_input.json"))
     assert [entry["id"] for entry in samples["samples"]] == ["a"] and samples["estimate"]["a"] == estimate
