@@ -1,0 +1,63 @@
+// How items are grouped on their way. A batch is [id, samples]; counts are those of the plan, never of arrival, so that
+// -resume groups as before.
+
+// samples.json, and the images with their fingerprints in the order in which CHECK_INPUT numbered them
+// -> per batch [meta, its samples as JSON, images of its samples, their fingerprints].
+// Inside the batch images are numbered anew, so that a change of another row changes nothing here.
+def batches(checked, images, prints) {
+    return checked.samples.groupBy { sample -> sample.batch }.collect { id, samples ->
+        def numbers = samples.collectMany { sample -> sample.images }
+        def next = 1
+        def entries = samples.collect { sample ->
+            def own = (next..<next + sample.images.size()).toList()
+            next += own.size()
+            sample + [images: own]
+        }
+        [
+            [id: id, samples: samples.collect { sample -> sample.id }],
+            groovy.json.JsonOutput.toJson(entries),
+            numbers.collect { n -> images[n - 1] },
+            numbers.collect { n -> prints[n - 1] },
+        ]
+    }
+}
+
+// tiles.csv -> [[task, what it needs]]
+def predictionTasks(tiles) {
+    return tiles.splitCsv(header: true).groupBy { row -> row.task as int }.collect { number, rows ->
+        [number, [memory: rows.collect { row -> row.memory_bytes as long }.max(), threads: rows.collect { row -> row.threads as int }.max()]]
+    }
+}
+
+// blocks.csv -> its rows: which pieces are stitched together, and how many they are
+def stitchRows(blocks) {
+    return blocks.splitCsv(header: true).collect { row ->
+        [sample: row.sample, block: row.block as int, group: row.group as int, n_pieces: row.n_pieces as int]
+    }
+}
+
+// ch_pieces: [meta, files <sample>.t<tile>.b<block>.piece]; ch_blocks: [batch, sample, block, group, pieces of the group]
+// -> [meta, group, pieces] as soon as every piece of the group's blocks is there.
+def groupByStitch(ch_pieces, ch_blocks) {
+    return ch_pieces
+        .flatMap { meta, files -> [files].flatten().collect { file -> [meta.id] + sampleAndBlock(file.name) + [meta, file] } }
+        .combine(ch_blocks, by: [0, 1, 2])
+        .map { batch, _sample, _block, meta, file, group, n -> [groupKey([batch, group], n), meta, file] }
+        .groupTuple()
+        .map { key, metas, files -> [metas[0], key.getGroupTarget()[1], files.sort { file -> file.name }] }
+}
+
+def sampleAndBlock(name) {
+    def found = name =~ /^(.+)\.t\d+\.b(\d+)\.piece$/
+    return [found[0][1], found[0][2] as int]
+}
+
+// ch_stitched: [meta, files of one group]; ch_counts: [batch, number of its groups] -> [meta, files of the whole batch]
+def groupByBatch(ch_stitched, ch_counts) {
+    return ch_stitched
+        .map { meta, files -> [meta.id, meta, files] }
+        .combine(ch_counts, by: 0)
+        .map { id, meta, files, n -> [groupKey(id, n), meta, files] }
+        .groupTuple()
+        .map { _key, metas, files -> [metas[0], files.flatten().sort { file -> file.name }] }
+}

@@ -1,0 +1,95 @@
+// What --input names. Only names are read here: opening the images is CHECK_INPUT's work, in a task.
+include { fingerprint } from './digests'
+
+// A samplesheet, one image, a folder or a glob
+// -> [sheet: path or null, images: paths in the order in which CHECK_INPUT numbers them, from 1]
+def readInput(text) {
+    refuseControlCharacters([text])
+    def input = file(text, glob: false)
+    if (!input.exists()) {
+        return [sheet: null, images: namedImages(file(text, type: 'any').with { found -> [found].flatten() }, text)]
+    }
+    if (input.name.toLowerCase().endsWith('.csv')) {
+        return [sheet: input, images: sheetImages(input)]
+    }
+    if (input.isDirectory() && !isZarr(input)) {
+        return [sheet: null, images: namedImages(input.listFiles().toList(), text)]
+    }
+    refuseControlCharacters([input.name])
+    return [sheet: null, images: [input]]
+}
+
+// Image files among others, in name order; what is no image by its name is left aside aloud.
+def namedImages(found, text) {
+    def visible = found.findAll { path -> path.exists() && !path.name.startsWith('.') }.sort { path -> path.name }
+    refuseControlCharacters(visible.collect { path -> path.name })
+    def images = visible.findAll { path -> isImage(path) }
+    def others = visible - images
+    if (!images) {
+        error("--input: nothing like an image at ${text}${others ? ' (found ' + others.take(5)*.name.join(', ') + ')' : ''}")
+    }
+    if (others) {
+        log.warn("--input: not taken for images: ${others.collect { path -> path.name }.join(', ')}")
+    }
+    return images
+}
+
+def isImage(path) {
+    return path.isDirectory() ? isZarr(path) : path.name ==~ /(?i).+\.(tiff?|nii|nii\.gz)/
+}
+
+def isZarr(path) {
+    return path.isDirectory() && ['zarr.json', '.zgroup', '.zarray'].any { name -> path.resolve(name).exists() }
+}
+
+// Images of all rows, row by row, and within a row in the order of its ';' list. Relative paths start at the sheet.
+def sheetImages(sheet) {
+    def rows = sheet.splitCsv(header: true, quote: '"')
+    refuseIds(rows.collect { row -> cell(row, 'sample') })
+    def names = rows.collectMany { row -> cell(row, 'image').tokenize(';').collect { name -> name.trim() }.findAll { name -> name } }
+    refuseControlCharacters(names)
+    return names.collect { name -> name.contains('://') ? file(name, glob: false) : sheet.toAbsolutePath().parent.resolve(name) }
+}
+
+// Spreadsheets put a byte order mark before the first column's name.
+def cell(row, name) {
+    return row.find { key, _value -> key.replace('\uFEFF', '').trim() == name }?.value ?: ''
+}
+
+// The path that a param names, which must be there.
+def existing(name, text) {
+    refuseControlCharacters([text])
+    def path = file(text, glob: false)
+    if (!path.exists()) {
+        error("--${name}: nothing at ${text}")
+    }
+    return path
+}
+
+// A line break in a file name would end up as a line of a task's script, an odd id as a part of a path.
+def refuseControlCharacters(names) {
+    def bad = names.findAll { name -> name =~ /\p{Cntrl}/ }
+    if (bad) {
+        error("Control characters in a name, which is refused for security: ${bad.collect { name -> printable(name) }.join(', ')}")
+    }
+}
+
+def refuseIds(ids) {
+    def bad = ids.findAll { id -> !(id ==~ /[A-Za-z0-9][A-Za-z0-9._-]{0,63}/) }
+    if (bad) {
+        error("""Sample ids must start with a letter or digit and go on with letters, digits, '.', '_' or '-', 64 at most.
+            |Not so: ${bad.collect { id -> "'${printable(id)}'" }.join(', ')}""".stripMargin())
+    }
+}
+
+def printable(name) {
+    return name.replaceAll(/\p{Cntrl}/) { character -> String.format('\\x%02x', character.codePointAt(0)) }
+}
+
+// -> what one task of CHECK_INPUT takes: [samplesheet or nothing, images, numbers of the images that do not exist,
+// fingerprints of the images that are folders]. A missing image keeps its number: the samplesheet stands in for it.
+def inputTuple(input) {
+    def missing = input.images.indexed(1).findAll { _number, path -> !path.exists() }.keySet().toList()
+    def staged = input.images.collect { path -> path.exists() ? path : input.sheet }
+    return [input.sheet ?: [], staged, missing, input.images.collect { path -> fingerprint(path) }]
+}

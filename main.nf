@@ -1,0 +1,44 @@
+// Reads params, prints help or every fault, runs one named workflow, and says how it ended.
+include { readJson; paramFaults; helpText; flags; memoryBytes; recordedParams } from './functions/params'
+include { readInput; inputTuple; existing } from './functions/inputs'
+include { fingerprint; codeDigest } from './functions/digests'
+include { closingText } from './functions/closing'
+include { MAKE_DEMO } from './modules/make_demo/main'
+include { SEGMENT } from './workflows/segment'
+
+workflow {
+    def schema = readJson(file("${projectDir}/nextflow_schema.json"))
+    if (params.help) {
+        log.info(helpText(schema, workflow.manifest.version))
+        return
+    }
+    def faults = paramFaults(params, schema)
+    if (faults) {
+        error("${faults.join('\n')}\nTry --help.")
+    }
+
+    def model = existing('model', params.model)
+    def values = params + [memory_budget: memoryBytes(params.memory_budget), spacing_unit: params.model_spacing_unit]
+    def job = [
+        model: [model, fingerprint(model)],
+        schema: file("${projectDir}/assets/schema_input.json"),
+        last: params.dry_run ? 'check' : params.stop_after ?: 'predict',
+        options: [
+            pack: flags(values, ['folds', 'checkpoint', 'spacing_unit', 'trust_model']),
+            check: flags(values, ['channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'memory_budget', 'step_size', 'mirroring', 'device', 'check', 'allow_spacing_mismatch']),
+            plan: flags(values, ['step_size', 'mirroring', 'engine', 'device', 'threads', 'tile_size', 'memory_budget', 'shard_size']),
+        ],
+        code: [:].withDefault { script -> codeDigest(file("${projectDir}/bin"), script) },
+        record: recordedParams(params, schema, workflow),
+    ]
+
+    // [samplesheet or nothing, images, numbers of the missing ones, fingerprints]
+    ch_input = params.input == 'demo'
+        ? MAKE_DEMO("--shape ${params.demo_shape.replace(',', ' ')}", job.code.make_demo).map { images -> inputTuple([sheet: null, images: [images].flatten()]) }
+        : channel.value(inputTuple(readInput(params.input)))
+
+    SEGMENT(ch_input, job)
+    SEGMENT.out.ch_table.view()
+
+    workflow.onComplete = { log.info(closingText(workflow, params.outdir)) }
+}

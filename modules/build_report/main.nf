@@ -1,0 +1,30 @@
+// Everything a run left -> the report; fails if a sample of samples.json did not arrive.
+process BUILD_REPORT {
+    label 'process_single'
+
+    input:
+    path samples
+    path estimate
+    path staged, stageAs: '_staged/*'
+    path packed, stageAs: '_package'
+    stdin
+    val _code
+
+    output:
+    path 'report.html', emit: report
+    path 'report/*', emit: pages, optional: true
+    path 'outputs.json', emit: outputs
+    path 'params.json', emit: params
+
+    script:
+    """
+    cat > params.json
+    build_report.py --samples ${samples} --estimate ${estimate} --params params.json --package _package _staged
+    """
+
+    stub:
+    """
+    cat > params.json
+    touch report.html outputs.json
+    """
+}

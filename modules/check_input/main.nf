@@ -1,0 +1,33 @@
+// Opens every header, reports all faults at once, and says what the run will take.
+process CHECK_INPUT {
+    label 'process_single'
+
+    input:
+    tuple path(sheet, stageAs: 'samplesheet.csv'), path(images, stageAs: '_images/?/*'), val(missing), val(_fingerprints)
+    path packed, stageAs: '_package'
+    path schema
+    val options
+    val _code
+
+    output:
+    path 'check/samples.json', emit: samples
+    path 'check/estimate.json', emit: estimate
+    path 'check/check.check_input.json', emit: record
+    stdout emit: table
+
+    script:
+    """
+    ${missing.collect { number -> "rm -r _images/${number}" }.join('\n    ')}
+    check_input.py ${sheet ? '--input samplesheet.csv' : ''} --staged _images --package _package --schema ${schema} ${options}
+    """
+
+    stub:
+    def numbers = images instanceof List ? (1..images.size()) : [1]
+    def samples = numbers.collect { n -> [id: "stub${n}", batch: "stub${n}", images: [n], in_place: false] }
+    """
+    mkdir -p check
+    echo '${groovy.json.JsonOutput.toJson([samples: samples, skipped: [], estimate: [:]])}' > check/samples.json
+    echo '{}' > check/estimate.json
+    touch check/check.check_input.json
+    """
+}

@@ -1,0 +1,30 @@
+// Blocks of whole samples -> NGFF labels; what no window reaches is background.
+process COMPOSE_STORE {
+    tag "${meta.id}"
+    label 'process_single'
+
+    input:
+    tuple val(meta), path(blocks), path(plans), path(infos)
+    val _code
+
+    output:
+    tuple val(meta), path('*/labels.ome.zarr'), emit: store
+    path '*/*.labels.json', emit: info
+    path '*/*.label_pictures.npz', emit: pictures, optional: true
+    path "${meta.id}/${meta.id}.compose_store.json", emit: record
+
+    script:
+    """
+    compose_store.py --batch ${meta.id}
+    """
+
+    stub:
+    """
+    for sample in ${meta.samples.join(' ')}; do
+        mkdir -p \$sample/labels.ome.zarr
+        touch \$sample/labels.ome.zarr/zarr.json \$sample/\$sample.labels.json \$sample/\$sample.label_pictures.npz
+    done
+    mkdir -p ${meta.id}
+    touch ${meta.id}/${meta.id}.compose_store.json
+    """
+}

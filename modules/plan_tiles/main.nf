@@ -1,0 +1,34 @@
+// Arithmetic only: windows, tiles, blocks and what each task needs.
+process PLAN_TILES {
+    tag "${meta.id}"
+    label 'process_single'
+
+    input:
+    tuple val(meta), path(infos)
+    path packed, stageAs: '_package'
+    val options
+    val _code
+
+    output:
+    tuple val(meta), path('*/*.plan.json'), path("${meta.id}/${meta.id}.tiles.csv"), path("${meta.id}/${meta.id}.blocks.csv"), emit: plan
+    path "${meta.id}/${meta.id}.plan_tiles.json", emit: record
+
+    script:
+    """
+    plan_tiles.py --batch ${meta.id} --package _package ${options} *.image.json
+    """
+
+    stub:
+    """
+    mkdir -p ${meta.id}
+    echo sample,tile,task,windows,memory_bytes,threads > ${meta.id}/${meta.id}.tiles.csv
+    echo sample,block,group,n_pieces > ${meta.id}/${meta.id}.blocks.csv
+    for sample in ${meta.samples.join(' ')}; do
+        mkdir -p \$sample
+        touch \$sample/\$sample.plan.json
+        echo \$sample,0,0,1,100000000,1 >> ${meta.id}/${meta.id}.tiles.csv
+        echo \$sample,0,0,${meta.samples.size()} >> ${meta.id}/${meta.id}.blocks.csv
+    done
+    touch ${meta.id}/${meta.id}.plan_tiles.json
+    """
+}
