@@ -225,7 +225,7 @@ CASES = [
     Case(50, "missing chunk", zarr_image(lacking=("c/0/1/0", "c/1/0/0")), 65, ("2 chunks", "c/0/1/0"), SPACING),
     Case(50, "missing chunk, Zarr 2", zarr_image(lacking=("0.1.0",), version=2), 65, ("1 chunks", "0.1.0"), SPACING),
     Case(50, "missing chunk, filled", zarr_image(lacking=("c/0/1/0",)), 0, (), (*SPACING, "--missing-chunks", "fill")),
-    Case(42, "wrong checksum", checksum_off, 65, ("decoded", "CRC"), then=import_all),
+    Case(42, "wrong checksum", checksum_off, 65, ("decoded", "data check"), then=import_all),
     Case(58, "one NaN", with_value(np.nan), 65, ("1 voxels", "3, 4, 5"), SPACING, then=import_all),
     Case(58, "one infinite", with_value(np.inf), 65, ("1 voxels", "3, 4, 5"), SPACING, then=import_all),
     Case(58, "all NaN", with_value(np.nan, everywhere=True), 65, ("2400 voxels", "0, 0, 0"), SPACING, then=import_all),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +20,14 @@ is seen when they are imported."""
 KNOWN_AXES = "tczyx"
 
 BAND = 16 << 20
+
+
+class Handle(Protocol):
+    """What is needed of an open file."""
+
+    def seek(self, position: int, /) -> object: ...
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class ImageSource(ABC):
     affine : numpy.ndarray or None
         4 x 4, voxel index (x, y, z) to millimetres, float64; NIfTI only.
     in_place : InPlace or None
-        For Zarr only.
+        For Zarr only, and there where its chunks need no rearranging.
     warnings : list of str
     rgb : bool
         The channels are red, green, blue.
@@ -121,12 +128,10 @@ class ImageSource(ABC):
             return np.empty([stop - start for start, stop in box], self.dtype)
         try:
             return self._read(channel, box)
-        except (VoxelmillError, MemoryError):
+        except (VoxelmillError, MemoryError, OSError):
             raise
         except Exception as error:
-            # Decoders raise whatever their library knows; only what the operating system says is not about the data.
-            if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
-                raise
+            # Decoders raise whatever their library knows.
             raise unreadable(self.path, error) from error
 
     @abstractmethod
@@ -143,7 +148,7 @@ class ImageSource(ABC):
 
 
 def read_rows(
-    handle: BinaryIO,
+    handle: Handle,
     start: int,
     rows: tuple[int, int],
     columns: tuple[int, int],

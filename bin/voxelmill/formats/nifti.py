@@ -1,14 +1,14 @@
 """NIfTI-1 and NIfTI-2 in one file, compressed or not, read plane by plane.
 
 nibabel interprets the header; it repairs voxel sizes that are zero or negative, so these are looked at before.
-A compressed file is read as a stream that goes forward; its checksum is compared when its last voxel has been read.
+A compressed file is read as a stream; its checksum is compared when its last voxel has been read.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import math
+import zlib
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -32,6 +32,13 @@ from voxelmill.formats.base import (
 from voxelmill.formats.spacing import Spacing, from_axes
 from voxelmill.image import Box
 
+GZIP = 31
+"""zlib's number for a gzip stream with the largest window."""
+
+PIECE = 1 << 16
+SPAN = 4 << 20
+STATES = 256
+
 MAX_DEFLATE = 1032
 """Deflate cannot make more bytes than this out of one."""
 
@@ -48,7 +55,7 @@ class NiftiSource(ImageSource):
     offset: int = field(repr=False)
     lengths: tuple[int, ...] = field(repr=False)
     scaling: tuple[float, float] | None = field(repr=False)
-    handles: dict[int, BinaryIO] = field(repr=False, default_factory=dict)
+    handles: dict[int, BinaryIO | GzipReader] = field(repr=False, default_factory=dict)
 
     def _read(self, channel: int, box: Box) -> np.ndarray:
         (z0, z1), rows, columns = box
@@ -74,7 +81,7 @@ class NiftiSource(ImageSource):
             number = number * length + {"c": channel, "z": z, "t": 0}[axis]
         return number
 
-    def _handle(self, channel: int) -> BinaryIO:
+    def _handle(self, channel: int) -> BinaryIO | GzipReader:
         """One stream per channel: channels that are read in turn would send a single stream back each time."""
         if channel not in self.handles:
             self.handles[channel] = open_stream(self.path, self.compressed)
@@ -86,8 +93,86 @@ class NiftiSource(ImageSource):
         self.handles.clear()
 
 
-def open_stream(path: Path, compressed: bool) -> BinaryIO:
-    return io.BufferedReader(gzip.GzipFile(path)) if compressed else open(path, "rb")
+class GzipReader:
+    """The contents of a gzip file, read forward.
+
+    Decoder states are kept on the way, at most ``STATES`` at equal distances, so that going back (to the first plane
+    of a slab, for its next band of rows) starts from the nearest and not from the beginning of the file. zlib compares
+    the checksum and the length at the end of the stream.
+    """
+
+    def __init__(self, path: Path):
+        self._file = open(path, "rb")  # noqa: SIM115
+        self._decoder = zlib.decompressobj(GZIP)
+        self._pending = b""
+        self._position = 0
+        self._span = SPAN
+        self._states = [(0, 0, b"", self._decoder.copy())]
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> None:
+        """Go to a position; EOFError where the contents end first."""
+        nearest = next(state for state in reversed(self._states) if state[0] <= position)
+        if position < self._position or nearest[0] > self._position:
+            self._position, start, self._pending, decoder = nearest
+            self._file.seek(start)
+            self._decoder = decoder.copy()
+        while self._position < position:
+            if not self._decode(min(PIECE, position - self._position)):
+                raise EOFError("the file ends before its last voxel")
+
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes; fewer at the end only."""
+        parts = []
+        while size > 0 and (data := self._decode(min(PIECE, size))):
+            parts.append(data)
+            size -= len(data)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> GzipReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _decode(self, limit: int) -> bytes:
+        """Some bytes, none at the end."""
+        while True:
+            if self._decoder.eof:
+                # Another member may follow, as block-wise compressors write them; zeros between members are padding.
+                rest = self._decoder.unused_data.lstrip(b"\0")
+                while not rest:
+                    encoded = self._file.read(PIECE)
+                    if not encoded:
+                        return b""
+                    rest = encoded.lstrip(b"\0")
+                self._decoder, self._pending = zlib.decompressobj(GZIP), rest
+            encoded = self._decoder.unconsumed_tail or self._pending or self._file.read(PIECE)
+            if not encoded:
+                raise EOFError("the compressed data end before their end mark")
+            self._pending = b""
+            data = self._decoder.decompress(encoded, limit)
+            if data:
+                self._position += len(data)
+                self._remember()
+                return data
+
+    def _remember(self) -> None:
+        if self._position < self._states[-1][0] + self._span or self._decoder.eof:
+            return
+        self._states.append((self._position, self._file.tell(), self._pending, self._decoder.copy()))
+        if len(self._states) > STATES:
+            self._states = self._states[::2]
+            self._span *= 2
+
+
+def open_stream(path: Path, compressed: bool) -> BinaryIO | GzipReader:
+    return GzipReader(path) if compressed else open(path, "rb")
 
 
 def open_nifti(path: Path, axes: str | None = None) -> NiftiSource:
@@ -110,9 +195,7 @@ def open_nifti(path: Path, axes: str | None = None) -> NiftiSource:
     try:
         with open_stream(path, compressed) as stream:
             head = stream.read(540)
-    except (OSError, EOFError) as error:
-        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
-            raise
+    except (zlib.error, EOFError) as error:
         raise unreadable(path, error) from error
     two = head[4:7] == b"n+2"
     kind, length = (nib.Nifti2Header, 540) if two else (nib.Nifti1Header, 348)
@@ -219,9 +302,7 @@ def check_size(path: Path, needed: int, compressed: bool) -> None:
             file=path,
             remedy="copy the file again from its origin and compare the checksums",
         ) from error
-    except Exception as error:
-        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
-            raise
+    except zlib.error as error:
         raise unreadable(path, error) from error
     if held < needed:
         raise truncated(path, needed, held)

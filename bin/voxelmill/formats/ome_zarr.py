@@ -41,6 +41,9 @@ CODECS_2 = {
 }  # fmt: skip
 CODECS_3 = {"bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed"}
 
+PYTHON_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+"""zarrs, which is faster, reads neither foreign byte order nor chunks in Fortran order; such an image is copied."""
+
 METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 
@@ -48,6 +51,7 @@ METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 class ZarrSource(ImageSource):
     """A volume in a Zarr folder; see :class:`ImageSource`."""
 
+    inside: str = field(repr=False)
     array: zarr.Array = field(repr=False)
     metadata: dict[str, Any] = field(repr=False)
 
@@ -199,8 +203,10 @@ def _source(
             file=path,
             expected=f"chunks of at most {MAX_CHUNK} bytes",
         )
+    native = array_dtype(metadata, path).isnative and metadata.get("order", "C") == "C"
     try:
-        array = zarr.open_array(str(path / inside), mode="r")
+        with zarr.config.set({} if native else {"codec_pipeline.path": PYTHON_PIPELINE}):
+            array = zarr.open_array(str(path / inside), mode="r")
     except Exception as error:
         raise unreadable(path, error) from error
     return ZarrSource(
@@ -210,12 +216,13 @@ def _source(
         dtype=dtype,
         spacing=spacing.value,
         spacing_origin=spacing.origin,
-        in_place=InPlace(inside, names, level),
+        in_place=InPlace(inside, names, level) if native else None,
         warnings=list(spacing.warnings),
         axes=names,
         origin=origin,
         channel_names=channel_names,
         chunk=shape_czyx(names, files)[1:],
+        inside=inside,
         array=array,
         metadata=metadata,
     )
@@ -365,7 +372,7 @@ def missing_chunks(source: ZarrSource) -> MissingChunks:
     metadata = source.metadata
     files, _ = chunk_shapes(metadata)
     grid = [-(-length // size) for length, size in zip(metadata["shape"], files, strict=True)]
-    root = source.path / (source.in_place.path if source.in_place else "")
+    root = source.path / source.inside
     prefix, separator = key_encoding(metadata)
     return MissingChunks(tuple(grid), frozenset(chunk_files(root, prefix, separator, grid)), prefix, separator)
 
