@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from voxelmill.files import write_bytes, write_json
+from voxelmill.files import sha256_file, write_bytes, write_json
 from voxelmill.report.collect import collect_run
 from voxelmill.report.outputs import outputs_list
 from voxelmill.report.render import render_report
@@ -31,7 +31,8 @@ def main(samples: Path, estimate: Path, params: Path, package: Path, staged: tup
         for path, html in pages.items():
             write_bytes(Path(path), html.encode())
             record.output(Path(path))
-        write_json(Path("outputs.json"), outputs_list(run, record.outputs))
+        own = {**record.outputs, "params.json": sha256_file(params)}
+        write_json(Path("outputs.json"), outputs_list(run, own))
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ class Folder:
                 self.path / "staged" / f"{name}.labels.json",
                 {"sample": name, "classes": classes, "windows": 12, "warnings": []},
             )
-            counts = {name: {"windows": 12, "computed": 9, "reused": 3}}
+            counts = {name: {"windows": 12, "computed": 9, "reused": 3, "piece_bytes": 7_000}, "device": "cpu"}
             self.record("predict_tiles", name, wall=30.0, cpu=50.0, memory=2_000_000_000, part="0", counts=counts)
 
     def image(self, name: str, shape: tuple[int, int, int], **changes: object) -> None:
@@ -151,7 +151,10 @@ class Folder:
     def write(self) -> list[Path]:
         """Write the JSON files that CHECK_INPUT and Nextflow make -> arguments of `collect_run`."""
         write_json(self.path / "samples.json", {"samples": self.samples, "skipped": self.skipped})
-        write_json(self.path / "estimate.json", {"windows": 12, "seconds": 40.0, "memory_bytes": 2_500_000_000})
+        write_json(
+            self.path / "estimate.json",
+            {"windows": 12, "seconds": 40.0, "memory_bytes": 2_500_000_000, "work_bytes": 60_000, "output_bytes": 900},
+        )
         write_json(self.path / "params.json", self.params)
         return [self.path / f"{name}.json" for name in ("samples", "estimate", "params")] + [self.path / "model"]
 
@@ -350,12 +353,12 @@ def test_one_file_shows_everything(folder: Folder, number: int) -> None:
     assert list(pages) == ["report.html"]
     page = Page(pages["report.html"])
     for text in (
-        "1 warning", "abc123", "nextflow run main.nf", "Dataset001_Tubes, 3d_fullres", "far from the model",
+        "1 warning", "abc123", "nextflow run main.nf", "Dataset001_Tubes, 3d_fullres", "Predicted oncpu",
         "6 × 20 × 24", "2 × 1 × 1 µm", "OME-XML", "OME-TIFF, uint16", "c" * 64, "5" * 64, "Finds ", "CC BY 4.0",
-        "PREDICT_TILES", "2.00 GB", f"{50 * number} s" if number == 1 else "2 min 30 s", "2.2.0", "Slice z 3 of 6",
-        "Slice y 10 of 20", "Slice x 12 of 24", "Maximum along z", "ZScoreNormalization",
+        "PREDICT_TILES", "2.00 GB", "50.0 s" if number == 1 else "2 min 30 s", "far from the model", "2.2.0",
+        "Slice z 3 of 6", "Slice y 10 of 20", "Slice x 12 of 24", "Maximum along z", "ZScoreNormalization",
     ):  # fmt: skip
-        assert text.replace("50 s", "50.0 s") in page.text, text
+        assert text in page.text, text
     assert len([a for a in page.all("button") if a.get("class") == "stack"]) == 4 * number
     assert len([a for a in page.all("img") if a.get("class") == "outlines"]) == 4 * number
     voxels = np.bincount(label_volume((6, 20, 24)).ravel())
@@ -480,15 +483,24 @@ def test_pictures_shrink_until_the_file_is_small_enough(folder: Folder, monkeypa
 
 def test_processes_are_summed_in_the_order_of_the_data(folder: Folder) -> None:
     folder.sample("s0")
-    folder.record("predict_tiles", "s0", wall=12.0, cpu=20.0, memory=3_000_000_000, part="1")
+    folder.record("predict_tiles", "s0", wall=12.0, cpu=20.0, memory=3_000_000_000, part="1", counts={"device": "cpu"})
     folder.record("check_input", "check")
     folder.record("another", "s0")
+    folder.record("import_image", "s0", counts={"s0": {"voxels": 9, "store_bytes": 50_000, "in_place": False}})
     run = folder.collect()
-    assert [use.name for use in run.processes] == ["pack_model", "check_input", "predict_tiles", "another"]
-    use = run.processes[2]
+    assert [use.name for use in run.processes] == [
+        "pack_model",
+        "check_input",
+        "import_image",
+        "predict_tiles",
+        "another",
+    ]
+    use = run.processes[3]
     assert (use.tasks, use.wall_sum, use.wall_max, use.cpu_sum, use.peak_memory) == (2, 42.0, 30.0, 70.0, 3_000_000_000)
     assert [(row.name, row.estimate, row.actual) for row in run.estimates] == [
-        ("Windows", 12, 12), ("Time of all tasks", 40.0, 46.0), ("Peak memory of a task", 2_500_000_000, 3_000_000_000),
+        ("Windows", 12, 12), ("Prediction, tasks one after another", 40.0, 42.0),
+        ("Memory of a prediction task", 2_500_000_000, 3_000_000_000),
+        ("Work folder: image stores and pieces", 60_000, 57_000), ("Results", 900, None),
     ]  # fmt: skip
 
 
@@ -496,7 +508,9 @@ def test_windows_come_from_the_tasks_and_must_add_up(folder: Folder) -> None:
     folder.sample("s0")
     sample = folder.collect().samples[0]
     assert (sample.windows, sample.computed, sample.reused, sample.warnings) == (12, 9, 3, ())
-    folder.record("predict_tiles", "s0", part="1", counts={"s0": {"windows": 2, "computed": 2, "reused": 0}})
+    folder.record(
+        "predict_tiles", "s0", part="1", counts={"s0": {"windows": 2, "computed": 2, "reused": 0}, "device": "cpu"}
+    )
     assert folder.collect().samples[0].warnings == ("12 windows were planned, 14 are in the tasks' records",)
 
 
@@ -547,12 +561,21 @@ def test_outputs_have_the_digest_of_every_published_file(folder: Folder) -> None
     folder.sample("s0")
     outputs = {"s0/labels.ome.zarr": "2" * 64, "s0/s0.labels.json": "3" * 64, "s0/s0.plan.json": "4" * 64}
     folder.record("compose_store", "s0", outputs=outputs)
+    folder.record("check_input", "check", outputs={"check/estimate.json": "6" * 64})
+    folder.record("import_image", "s0", outputs={"s0/s0.image.zarr": "7" * 64})
     done = run_script(folder)
     assert done.returncode == 0, done.stderr
-    html = (folder.path / "report.html").read_bytes()
+    html, params = ((folder.path / name).read_bytes() for name in ("report.html", "params.json"))
     assert read_json(folder.path / "outputs.json") == {
         "format": 1,
         "outputs": [
+            {"kind": "estimate", "sample": None, "path": "pipeline_info/estimate.json", "sha256": "6" * 64},
+            {
+                "kind": "params",
+                "sample": None,
+                "path": "pipeline_info/params.json",
+                "sha256": hashlib.sha256(params).hexdigest(),
+            },
             {"kind": "report", "sample": None, "path": "report.html", "sha256": hashlib.sha256(html).hexdigest()},
             {"kind": "labels", "sample": "s0", "path": "s0/labels.ome.zarr", "sha256": "2" * 64},
             {"kind": "class_volumes", "sample": "s0", "path": "s0/s0.labels.json", "sha256": "3" * 64},

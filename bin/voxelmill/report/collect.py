@@ -20,15 +20,15 @@ ORDER = (
 """Processes in the order of the data; others follow by name."""
 
 PREDICTION = "predict_tiles"
-"""The process whose counts are ``{sample: {"windows", "computed", "reused"}}``."""
+"""The process whose counts are ``{sample: {"windows", "computed", "reused", "piece_bytes"}, "device": name}``."""
 
 NEVER_ARRIVED = "A task of this sample failed; its log says why."
 
 ESTIMATES = {
     "windows": ("Windows", "count"),
-    "seconds": ("Time of all tasks", "seconds"),
-    "memory_bytes": ("Peak memory of a task", "bytes"),
-    "work_bytes": ("Work folder", "bytes"),
+    "seconds": ("Prediction, tasks one after another", "seconds"),
+    "memory_bytes": ("Memory of a prediction task", "bytes"),
+    "work_bytes": ("Work folder: image stores and pieces", "bytes"),
     "output_bytes": ("Results", "bytes"),
 }
 """Key of ``estimate.json`` -> what the report calls it and how it is written."""
@@ -145,6 +145,7 @@ class Run:
     command: str | None
     revision: str | None
     profile: str | None
+    devices: tuple[str, ...]
     planned_only: bool
     warnings: tuple[str, ...]
     model: Model
@@ -220,6 +221,7 @@ def collect_run(samples: Path, estimate: Path, params: Path, package: Path, stag
         command=run.get("command"),
         revision=run.get("revision"),
         profile=run.get("profile"),
+        devices=_unique(r["counts"]["device"] for r in files.records if r["process"] == PREDICTION),
         planned_only=planned_only,
         warnings=_unique(told.get("", [])),
         model=_model(package),
@@ -356,24 +358,26 @@ def _versions(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...]
 
 
 def _comparisons(
-    estimate: Mapping[str, Any], samples: Iterable[Sample], records: Sequence[Mapping[str, Any]]
+    estimate: Mapping[str, float], samples: Iterable[Sample], records: Sequence[Mapping[str, Any]]
 ) -> tuple[Comparison, ...]:
-    """Estimates beside what was measured: for figures of other names, the sum of the tasks' counts of that name."""
-    windows = [sample.windows for sample in samples if sample.windows is not None]
-    measured = {
-        "windows": sum(windows) if windows else None,
-        "seconds": sum(record["wall_seconds"] for record in records) if records else None,
-        "memory_bytes": max((record["peak_memory_bytes"] for record in records), default=None),
-    }
-    rows = []
-    for key in (*ESTIMATES, *sorted(set(estimate) - set(ESTIMATES))):
-        value = estimate.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        counted = [record["counts"][key] for record in records if isinstance(record["counts"].get(key), int | float)]
-        name, kind = ESTIMATES.get(key, (key.replace("_", " ").capitalize(), "count"))
-        rows.append(Comparison(name, kind, value, measured.get(key, sum(counted) if counted else None)))
-    return tuple(rows)
+    """Estimates beside what was measured; the size of the results is not."""
+    predictions = [record for record in records if record["process"] == PREDICTION]
+    measured: dict[str, float] = {"work_bytes": _counted_bytes(records)}
+    if predictions:
+        measured["windows"] = sum(sample.computed + sample.reused for sample in samples)
+        measured["seconds"] = sum(record["wall_seconds"] for record in predictions)
+        measured["memory_bytes"] = max(record["peak_memory_bytes"] for record in predictions)
+    return tuple(
+        Comparison(name, kind, estimate[key], measured.get(key))
+        for key, (name, kind) in ESTIMATES.items()
+        if key in estimate
+    )
+
+
+def _counted_bytes(records: Iterable[Mapping[str, Any]]) -> int:
+    """Bytes that tasks report for their samples: image stores and pieces."""
+    counts = [count for record in records for count in record["counts"].values() if isinstance(count, dict)]
+    return sum(value for count in counts for name, value in count.items() if name in ("store_bytes", "piece_bytes"))
 
 
 def _parameters(params: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> tuple[Parameter, ...]:

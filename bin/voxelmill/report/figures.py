@@ -15,7 +15,7 @@ from scipy import ndimage
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 """Okabe and Ito's palette without black, brightest first."""
 
-STEPS = ((1024, 88), (1024, 75), (768, 80), (512, 80), (384, 75), (256, 70), (128, 60), (64, 50))
+STEPS = ((1024, 85), (768, 80), (512, 80), (384, 75), (256, 70), (128, 60), (64, 50))
 """Longer side in pixels and JPEG quality, tried in turn until a sample's pictures fit into their share of the file."""
 
 WIDTH, HEIGHT, GAP, NARROWEST = 1072, 440, 24, 112
@@ -261,7 +261,7 @@ def _encode(view: _View, longest: int, quality: int, colours: Mapping[int, int])
     index = np.where(outline_mask(labels, max(1, longest // 512)), _lookup(labels, colours), 0).astype(np.uint8)
     layer = Image.fromarray(index, mode="P")
     layer.putpalette(bytes(3) + b"".join(_rgb(colour) for colour in COLOURS))
-    return grey, _data_address(layer, "PNG", transparency=0, optimize=True, bits=4)
+    return grey, _data_address(layer, "PNG", transparency=0, bits=4)
 
 
 def _paint(labels: np.ndarray, colours: Mapping[int, int], radius: int) -> tuple[Image.Image, None, Image.Image]:
