@@ -285,7 +285,7 @@ def test_spacing_comes_from_the_sheet_the_param_the_file(
 @pytest.mark.parametrize("row", [{"spacing": "0;1;1"}, {"spacing": "1;1"}, {"spacing": "1e9;1;1"}, {"spacing": "-"}])
 def test_spacing_that_is_none(tmp_path: Path, row: dict) -> None:
     write_image(tmp_path / "a.tif")
-    with pytest.raises(BadDataError, match="spacing"):
+    with pytest.raises(BadDataError, match=r"error:.*spacing"):
         run(tmp_path, [{"sample": "a", "image": "a.tif", **row}])
 
 
@@ -413,7 +413,7 @@ def test_preview_follows_the_models_axes_and_spacing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("box", ["40:50,:,:", "3:3,:,:", "1:2"])
 def test_boxes_without_voxels(tmp_path: Path, box: str) -> None:
     write_image(tmp_path / "a.tif", (30, 40, 90))
-    with pytest.raises(BadDataError, match="box"):
+    with pytest.raises(BadDataError, match=r"error:.*box"):
         run(tmp_path, images=["a.tif"], box=box)
 
 

@@ -481,10 +481,8 @@ def check_set(xml: Element, path: Path) -> None:
     own = xml.get("UUID")
     others = [element.get("MetadataFile", "") for element in _children(xml, "BinaryOnly")]
     uuids = [element for element in xml.iter() if _local(element) == "UUID"]
-    names = {element.get("FileName", "") for element in uuids}
-    # A file that was renamed still names itself: by its own identifier, or as the only name of the set.
-    if len(names) > 1 or others:
-        others += [element.get("FileName", "") for element in uuids if own is None or element.text != own]
+    # A file that was renamed still has its own identifier.
+    others += [element.get("FileName", "") for element in uuids if own is None or element.text != own]
     others = sorted({name for name in others if name and name != path.name})
     for name in others:
         pure = PurePosixPath(name.replace("\\", "/"))
