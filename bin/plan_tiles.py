@@ -22,7 +22,8 @@ from voxelmill.task import task
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 def main(batch: str, package: Path, images: tuple[Path, ...], mirroring: str, tile_size: str | None, **options) -> None:
     with task("plan_tiles", batch) as record:
-        from voxelmill.plan import Options, plan_batch, tile_shape
+        from voxelmill.planning import Options
+        from voxelmill.schedule import plan_batch, tile_shape
 
         chosen = Options(mirroring=mirroring == "on", tile_size=tile_shape(tile_size), **options)
         plan_batch(batch, package, images, chosen, Path(), record)

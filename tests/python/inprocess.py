@@ -42,7 +42,9 @@ def array_source(array: np.ndarray, affine: np.ndarray | None = None) -> ArraySo
     )
 
 
-def textured(shape: Sequence[int], channels: int = 1, seed: int = 0, border: Sequence[Sequence[int]] = ()) -> np.ndarray:
+def textured(
+    shape: Sequence[int], channels: int = 1, seed: int = 0, border: Sequence[Sequence[int]] = ()
+) -> np.ndarray:
     """Smooth blobs with noise, uint16 (channels, z, y, x), zero in a border of ``(before, after)`` voxels per axis."""
     rng = np.random.default_rng(seed)
     image = np.zeros((channels, *shape), np.uint16)
@@ -68,7 +70,7 @@ class Result:
 
 
 def imported(
-    image: np.ndarray, out: Path, spacing_um: tuple[float, float, float] = (1.0, 1.0, 1.0), **spec: object
+    image: np.ndarray, out: Path, spacing_um: tuple[float, float, float] = (1000.0, 1000.0, 1000.0), **spec: object
 ) -> ImageInfo:
     """Import an array (c, z, y, x) as sample ``s``."""
     given = SampleSpec(
@@ -80,7 +82,7 @@ def imported(
 def predicted(
     config: ModelConfig, networks: Sequence[Network], info: ImageInfo, out: Path, options: Options, n_tasks: int = 1
 ) -> Result:
-    """Plan, predict in ``n_tasks`` tasks of shuffled tiles, stitch and compose a sample that was imported to ``out``."""
+    """Plan, predict in ``n_tasks`` tasks of shuffled tiles, stitch and compose the sample imported to ``out``."""
     torch.set_num_threads(options.threads)
     plan = make_plan(config, info, options)
     plan.save(out / "s.plan.json")

@@ -1,32 +1,36 @@
-"""The oracle: nnU-Net's own preprocessing, grid, weights, network and export, with float64 sums over the whole volume."""
+"""The oracle: nnU-Net's own preprocessing, grid, weights, network and export, with float64 sums of the whole volume."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import ZScoreNormalization
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from acvl_utils.cropping_and_padding.padding import pad_nd_image
+
+HALF_UNIT = 2.0**-11
+HALF_SUBNORMAL = 2.0**-25
 
 
 @dataclass
 class Reference:
     """Labels (z, y, x) of the oracle and of stock nnU-Net, and how sure the oracle is.
 
-    ``margin`` is the distance of each voxel's logits to a change of label, on the source grid; ``scale`` the largest
-    absolute logit there.
+    ``margin`` is the distance of each voxel's logits to a change of label, on the source grid; ``rounding`` the largest
+    error that summing in float16 can put on the difference of two of its logits.
     """
 
     labels: np.ndarray
     stock: np.ndarray
     margin: np.ndarray
-    scale: np.ndarray
+    rounding: np.ndarray
     means: list[float]
     stds: list[float]
 
@@ -50,8 +54,8 @@ def predictor(folder: Path, folds: tuple[str, ...], mirroring: bool, step_size: 
 class PlannedZScore(ZScoreNormalization):
     """nnU-Net's z-score with the mean and standard deviation of our plan."""
 
-    constants: list[tuple[float, float]] = []
-    measured: list[tuple[float, float]] = []
+    constants: ClassVar[list[tuple[float, float]]] = []
+    measured: ClassVar[list[tuple[float, float]]] = []
 
     def run(self, image: np.ndarray, seg: np.ndarray | None = None) -> np.ndarray:
         type(self).measured.append((float(image.mean()), float(image.std())))
@@ -110,21 +114,29 @@ def predict_reference(
     )
     tensor, revert = pad_nd_image(torch.from_numpy(data), configuration.patch_size, "constant", {"value": 0}, True)
     gaussian = compute_gaussian(tuple(configuration.patch_size), value_scaling_factor=10, device=torch.device("cpu"))
-    total = None
+    total = error = None
     for parameters in nnunet.list_of_parameters:
         nnunet.network.load_state_dict(parameters)
         nnunet.network.eval()
         sums = torch.zeros((labels.num_segmentation_heads, *tensor.shape[1:]), dtype=torch.float64)
+        sizes = torch.zeros_like(sums)
         weights = torch.zeros(tensor.shape[1:], dtype=torch.float64)
+        terms = torch.zeros_like(weights)
         for window in nnunet._internal_get_sliding_window_slicers(tensor.shape[1:]):
             x = torch.clone(tensor[window][None], memory_format=torch.contiguous_format)
             logits = nnunet._internal_maybe_mirror_and_predict(x)[0]
             sums[window] += logits.double() * gaussian.double()
+            sizes[window] += logits.double().abs() * gaussian.double()
             weights[window[1:]] += gaussian.double()
+            terms[window[1:]] += 1
         normalised = sums / weights
+        # every addition rounds to 11 bits or to the spacing of subnormals; then the quotient and the fold mean round
+        added = terms * (HALF_UNIT * sizes + HALF_SUBNORMAL) / weights + 3 * HALF_UNIT * normalised.abs()
         total = normalised if total is None else total + normalised
-    assert total is not None
+        error = added if error is None else error + added
+    assert total is not None and error is not None
     total = (total / len(nnunet.list_of_parameters))[(slice(None), *revert[1:])]
+    error = (error / len(nnunet.list_of_parameters))[(slice(None), *revert[1:])]
 
     def export(logits: torch.Tensor) -> np.ndarray:
         return convert_predicted_logits_to_segmentation_with_correct_shape(
@@ -132,26 +144,25 @@ def predict_reference(
         )
 
     half = nnunet.predict_logits_from_preprocessed_data(torch.from_numpy(data))
-    margin, scale = margins(total, labels.has_regions)
+    margin = margins(total, labels.has_regions)
+    rounding = 2 * error.amax(0).numpy()
     as_source = _to_source(plans, properties)
     return Reference(
         labels=export(total),
         stock=export(half),
         margin=as_source(margin),
-        scale=as_source(scale),
+        rounding=as_source(rounding),
         means=[mean for mean, _ in PlannedZScore.measured],
         stds=[std for _, std in PlannedZScore.measured],
     )
 
 
-def margins(logits: torch.Tensor, regions: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to another label and largest absolute logit, per voxel of the network grid."""
+def margins(logits: torch.Tensor, regions: bool) -> np.ndarray:
+    """Distance to another label, per voxel of the network grid."""
     if regions:
-        margin = logits.abs().amin(0)
-    else:
-        best = logits.topk(2, dim=0).values
-        margin = best[0] - best[1]
-    return margin.numpy(), logits.abs().amax(0).numpy()
+        return logits.abs().amin(0).numpy()
+    best = logits.topk(2, dim=0).values
+    return (best[0] - best[1]).numpy()
 
 
 def _to_source(plans, properties):  # type: ignore[no-untyped-def]
@@ -159,7 +170,9 @@ def _to_source(plans, properties):  # type: ignore[no-untyped-def]
 
     def convert(array: np.ndarray) -> np.ndarray:
         shape = properties["shape_after_cropping_and_before_resampling"]
-        index = [np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(int) for n, m in zip(shape, array.shape)]
+        index = [
+            np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(int) for n, m in zip(shape, array.shape, strict=True)
+        ]
         result = np.full(properties["shape_before_cropping"], np.inf)
         box = tuple(slice(a, b) for a, b in properties["bbox_used_for_cropping"])
         result[box] = array[np.ix_(*index)]
