@@ -1,0 +1,114 @@
+"""The pipeline as Nextflow sees it: params, what a re-run repeats, and that no text of a user reaches a shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import ROOT
+
+PIPELINE = ("main.nf", "nextflow.config", "nextflow_schema.json", "assets", "bin", "conf", "functions", "modules",
+            "subworkflows", "workflows")  # fmt: skip
+
+
+def nextflow(folder: Path, *arguments: str | Path, parser: str = "v1") -> subprocess.CompletedProcess[str]:
+    """Run the environment's Nextflow in a folder."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "NXF_SYNTAX_PARSER": parser, "NXF_ANSI_LOG": "false"}
+    command = [shutil.which("nextflow", path=path) or "nextflow", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def tasks(log: str, how: str) -> set[str]:
+    """Tasks that a run's log calls ``Submitted`` or ``Cached``, by process and tag."""
+    return {name.split(":")[-1] for name in re.findall(rf"\] {how} process > (\S+(?: \([^)]*\))?)", log)}
+
+
+def schema_properties() -> dict[str, dict[str, Any]]:
+    schema = json.loads((ROOT / "nextflow_schema.json").read_text())
+    return {name: rule for group in schema["$defs"].values() for name, rule in group["properties"].items()}
+
+
+@pytest.mark.parametrize("parser", ["v1", "v2"])
+def test_defaults_of_the_settings_are_those_of_the_schema(parser: str, tmp_path: Path) -> None:
+    text = nextflow(tmp_path, "-q", "config", ROOT, "-flat", parser=parser).stdout
+    found = dict(re.findall(r"^params\.(\w+) = (.*)$", text, re.MULTILINE))
+    expected = {
+        name: repr(value) if isinstance(value, str) else json.dumps(value)
+        for name, rule in schema_properties().items()
+        for value in [rule.get("default")]
+    }
+    assert found == expected
+
+
+def test_every_param_has_help_and_a_type() -> None:
+    for name, rule in schema_properties().items():
+        assert rule["description"].endswith("."), name
+        assert rule["type"] in ("string", "boolean", "integer", "number"), name
+
+
+@pytest.mark.nextflow
+def test_all_faults_of_a_command_line_come_in_one_message(tmp_path: Path) -> None:
+    run = nextflow(
+        tmp_path, "run", ROOT, "--imput", "x.tif", "--step_size", "2", "--engine", "fast", "--threads", "0.5",
+        "--box", "$(touch evil)", parser="v2",
+    )  # fmt: skip
+    assert run.returncode == 1
+    for fault in (
+        "--input is missing",
+        "--model is missing",
+        "--imput is not a param; did you mean --input?",
+        "--step_size must be at most 1, not 2",
+        "--engine must be one of float32, compile, bfloat16, not 'fast'",
+        "--threads must be a whole number, not '0.5'",
+        "--box cannot be read: '$(touch evil)'",
+    ):
+        assert fault in run.stdout
+    assert "Submitted" not in run.stdout
+    assert not list(tmp_path.rglob("evil"))
+
+
+@pytest.mark.nextflow
+def test_a_rerun_repeats_what_depends_on_a_change_and_nothing_else(tmp_path: Path) -> None:
+    for name in PIPELINE:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, tmp_path / name)
+    chunk = tmp_path / "volume.zarr" / "0" / "c" / "0"
+    chunk.parent.mkdir(parents=True)
+    chunk.write_text("before")
+    (tmp_path / "volume.zarr" / "zarr.json").write_text("{}")
+    (tmp_path / "a $(touch evil).tif").write_text("image")
+    (tmp_path / "samples.csv").write_text("sample,image\none,a $(touch evil).tif\ntwo,volume.zarr\n")
+    (tmp_path / "model").mkdir()
+    command = ["run", "main.nf", "-stub-run", "-resume", "--input", "samples.csv", "--model", "model"]
+
+    first = nextflow(tmp_path, *command)
+    chain = ["IMPORT_IMAGE", "PLAN_TILES", "PREDICT_TILES", "STITCH_BLOCKS", "COMPOSE_STORE"]
+    numbers = {"PREDICT_TILES": " 0", "STITCH_BLOCKS": " 0"}
+    of = {n: [f"{process} (stub{n}{numbers.get(process, '')})" for process in chain] for n in (1, 2)}
+    assert tasks(first.stdout, "Submitted") == {"PACK_MODEL", "CHECK_INPUT", "BUILD_REPORT", *of[1], *of[2]}
+    assert first.returncode == 0
+    assert not list(tmp_path.rglob("evil"))
+
+    chunk.write_text("behind")
+    with open(tmp_path / "bin" / "voxelmill" / "compose.py", "a") as library:
+        library.write("# changed\n")
+    second = nextflow(tmp_path, *command)
+    assert second.returncode == 0
+    assert tasks(second.stdout, "Submitted") == {"CHECK_INPUT", "BUILD_REPORT", *of[2], of[1][-1]}
+    assert tasks(second.stdout, "Cached") == {"PACK_MODEL", *of[1][:-1]}
+
+    third = nextflow(tmp_path, *command)
+    assert tasks(third.stdout, "Submitted") == set()
+    assert "Report: " in third.stdout
