@@ -496,6 +496,13 @@ def test_script_writes_its_files(
     assert capsys.readouterr().out.startswith("sample  z, y, x")
 
 
+def test_name_that_is_no_text(tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\xff.tif")
+    write_image(tmp_path / "a.tif").rename(tmp_path / name)
+    entry = run(tmp_path, images=[name]).samples[0]
+    assert (entry["id"], entry["files"]) == ("a_", ["a\\xff.tif"])
+
+
 def test_real_images_with_the_real_model(shared_data: Path, tmp_path: Path) -> None:
     fingerprint = json.loads((shared_data / "nnunet_model/tiny_ovule_nuclei/dataset_fingerprint.json").read_text())
     config = model(

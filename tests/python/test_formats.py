@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import json
 import resource
 import struct
 import subprocess
@@ -325,6 +326,16 @@ def test_ngff(tmp_path: Path, version: str, axes: str, shape: tuple[int, ...]) -
         data = whole(source)
         np.testing.assert_array_equal(data, volume.reshape(data.shape))
         assert_boxes_equal(source, data)
+
+
+def test_ngff_transformations_of_the_whole_image_come_last(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    write_ngff(path, noise((3, 4, 5)), "zyx", "0.4", [2.0] * 3, "micrometer")
+    attributes = json.loads((path / ".zattrs").read_text())
+    attributes["multiscales"][0]["coordinateTransformations"] = [{"type": "scale", "scale": [3.0] * 3}]
+    (path / ".zattrs").write_text(json.dumps(attributes))
+    with open_image(path) as source:
+        assert (source.spacing, source.origin) == ((6.0,) * 3, (30.0,) * 3)
 
 
 def test_ngff_without_unit_or_scale_has_no_spacing(tmp_path: Path) -> None:
