@@ -17,7 +17,7 @@ workflow {
         error("${faults.join('\n')}\nTry --help.")
     }
 
-    def model = existing('model', params.model)
+    def model = existing('model', params.model.toString())
     def values = params + [memory_budget: memoryBytes(params.memory_budget), spacing_unit: params.model_spacing_unit]
     def job = [
         model: [model, fingerprint(model)],
@@ -35,7 +35,7 @@ workflow {
     // [samplesheet or nothing, images, numbers of the missing ones, fingerprints]
     ch_input = params.input == 'demo'
         ? MAKE_DEMO("--shape ${params.demo_shape.replace(',', ' ')}", job.code.make_demo).map { images -> inputTuple([sheet: null, images: [images].flatten()]) }
-        : channel.value(inputTuple(readInput(params.input)))
+        : channel.value(inputTuple(readInput(params.input.toString())))
 
     SEGMENT(ch_input, job)
     SEGMENT.out.ch_table.view()

@@ -44,16 +44,29 @@ def isZarr(path) {
 
 // Images of all rows, row by row, and within a row in the order of its ';' list. Relative paths start at the sheet.
 def sheetImages(sheet) {
-    def rows = sheet.splitCsv(header: true, quote: '"')
+    def rows = sheetRows(sheet)
     refuseIds(rows.collect { row -> cell(row, 'sample') })
-    def names = rows.collectMany { row -> cell(row, 'image').tokenize(';').collect { name -> name.trim() }.findAll { name -> name } }
+    def names = rows.collectMany { row -> cell(row, 'image').tokenize(';').collect { name -> trimmed(name) }.findAll { name -> name } }
     refuseControlCharacters(names)
     return names.collect { name -> name.contains('://') ? file(name, glob: false) : sheet.toAbsolutePath().parent.resolve(name) }
 }
 
+def sheetRows(sheet) {
+    try {
+        return sheet.splitCsv(header: true, quote: '"')
+    }
+    catch (Exception e) {
+        error("--input: ${sheet.name} cannot be read as a samplesheet: ${e.message}")
+    }
+}
+
 // Spreadsheets put a byte order mark before the first column's name.
 def cell(row, name) {
-    return row.find { key, _value -> key.replace('\uFEFF', '').trim() == name }?.value ?: ''
+    return trimmed(row.find { key, _value -> trimmed(key.replace('\uFEFF', '')) == name }?.value ?: '')
+}
+
+def trimmed(text) {
+    return text.replaceAll(/(?U)^\s+|\s+$/, '')
 }
 
 // The path that a param names, which must be there.
@@ -75,7 +88,7 @@ def refuseControlCharacters(names) {
 }
 
 def refuseIds(ids) {
-    def bad = ids.findAll { id -> !(id ==~ /[A-Za-z0-9][A-Za-z0-9._-]{0,63}/) }
+    def bad = ids.findAll { id -> id && !(id ==~ /[A-Za-z0-9][A-Za-z0-9._-]{0,63}/) }
     if (bad) {
         error("""Sample ids must start with a letter or digit and go on with letters, digits, '.', '_' or '-', 64 at most.
             |Not so: ${bad.collect { id -> "'${printable(id)}'" }.join(', ')}""".stripMargin())
