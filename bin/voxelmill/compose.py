@@ -177,6 +177,7 @@ def compose_batch(folder: Path, record: Task) -> None:
         plan = Plan.load(path)
         summary = compose_store(plan, folder, folder / plan.sample)
         record.counts[plan.sample] = {entry["name"]: entry["voxels"] for entry in summary["classes"]}
-        record.output(folder / plan.sample / "labels.ome.zarr")
+        for name in ("labels.ome.zarr", f"{plan.sample}.labels.json"):
+            record.output(folder / plan.sample / name)
         for warning in summary["warnings"]:
             record.warn(warning, sample=plan.sample)

@@ -63,6 +63,39 @@ def use_device(device: str, threads: int) -> torch.device:
     return torch.device(device)
 
 
+class OneDnnConvolution(torch.nn.Module):
+    """A convolution that always runs in oneDNN.
+
+    torch gives a batch of one with few values before its last axis (at most 20480, ``use_mkldnn`` in
+    ``Convolution.cpp``) to a plain loop that takes several times as long; the first and the deepest layers of a U-Net
+    on a small patch are such. Values differ in the last bits of float32 only, as any order of summation does.
+    """
+
+    def __init__(self, convolution: torch.nn.Conv2d | torch.nn.Conv3d):
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        c = self.convolution
+        return torch.mkldnn_convolution(x, c.weight, c.bias, c.padding, c.stride, c.dilation, c.groups)
+
+
+def with_onednn(network: torch.nn.Module) -> torch.nn.Module:
+    """Replace the convolutions inside a network."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, torch.nn.Conv2d | torch.nn.Conv3d) and not isinstance(parent, OneDnnConvolution):
+                setattr(parent, name, OneDnnConvolution(child))
+    return network
+
+
+def prepared(network: torch.nn.Module, plan: Plan) -> Network:
+    """The network as the plan's engine runs it."""
+    if plan.engine == "compile":
+        return torch.compile(network)
+    return with_onednn(network) if (plan.engine, plan.device) == ("float32", "cpu") else network
+
+
 class Ensemble:
     """All folds of a model with test-time mirroring, as nnU-Net's predictor evaluates them.
 
@@ -300,8 +333,6 @@ def predict_tiles(
     dict
         Counts of windows by sample.
     """
-    if any(plan.engine == "compile" for plan, _, _ in tiles):
-        networks = [torch.compile(network) for network in networks]
     counts: dict[str, Counts] = {}
     constants: dict[str, dict[bytes, torch.Tensor]] = {}
     total = sum(plan.windows(tile) for plan, tile, _ in tiles)
@@ -353,7 +384,7 @@ def predict_task(batch: str, number: int, package: Path, folder: Path, record: T
     }
     first = plans[rows[0].sample]
     device = use_device(first.device, first.threads)
-    networks = load_networks(package, load_config(package), device)
+    networks = [prepared(network, first) for network in load_networks(package, load_config(package), device)]
     tiles = [(plans[row.sample], plans[row.sample].block(row.tile), images[row.sample]) for row in rows]
     for sample, counts in predict_tiles(tiles, networks, device, folder).items():
         record.counts[sample] = asdict(counts)

@@ -20,6 +20,7 @@ from voxelmill.task import Task
 
 TASK_SECONDS = 1800.0
 
+
 @dataclass(frozen=True)
 class TileRow:
     """One line of ``<batch>.tiles.csv``."""
@@ -177,7 +178,9 @@ def plan_batch(batch: str, package: Path, images: Sequence[Path], options: Optio
     for path in sorted(images):
         image = ImageInfo.load(path)
         plan = make_plan(config, image, options)
-        plan.save(out / plan.sample / f"{plan.sample}.plan.json")
+        path = out / plan.sample / f"{plan.sample}.plan.json"
+        plan.save(path)
+        record.output(path)
         plans.append(plan)
         for warning in intensity_warnings(config, image):
             record.warn(warning, sample=plan.sample)

@@ -19,7 +19,7 @@ from voxelmill.importing import SampleSpec, import_image
 from voxelmill.model.config import ModelConfig
 from voxelmill.plan import Plan
 from voxelmill.planning import Options, make_plan
-from voxelmill.predict import Counts, Network, predict_tiles
+from voxelmill.predict import Counts, predict_tiles, prepared
 from voxelmill.reader import NetworkImage
 from voxelmill.stitch import stitch_block
 
@@ -80,7 +80,12 @@ def imported(
 
 
 def predicted(
-    config: ModelConfig, networks: Sequence[Network], info: ImageInfo, out: Path, options: Options, n_tasks: int = 1
+    config: ModelConfig,
+    networks: Sequence[torch.nn.Module],
+    info: ImageInfo,
+    out: Path,
+    options: Options,
+    n_tasks: int = 1,
 ) -> Result:
     """Plan, predict in ``n_tasks`` tasks of shuffled tiles, stitch and compose the sample imported to ``out``."""
     torch.set_num_threads(options.threads)
@@ -94,7 +99,9 @@ def predicted(
         image = NetworkImage(plan, StoredImage(out / "s.image.zarr", info))
         of_task = [(plan, tile, image) for tile in tiles[task::n_tasks]]
         if of_task:
-            found = predict_tiles(of_task, networks, torch.device("cpu"), out / "pieces")["s"]
+            found = predict_tiles(
+                of_task, [prepared(network, plan) for network in networks], torch.device("cpu"), out / "pieces"
+            )["s"]
             counts = Counts(*(getattr(counts, n) + getattr(found, n) for n in ("windows", "computed", "reused")))
     for block in plan.pieces:
         stitch_block(plan, block, out / "pieces" / "s", out / "blocks" / plan.block_name(block))
