@@ -11,7 +11,7 @@ import zarr
 from voxelmill.errors import TemporaryError
 from voxelmill.files import read_json, write_json
 from voxelmill.image import Box, slices
-from voxelmill.pictures import PictureBuilder
+from voxelmill.pictures import PictureBuilder, save_pictures
 from voxelmill.plan import Plan
 from voxelmill.store import (
     CHUNK,
@@ -137,8 +137,8 @@ def write_pictures(plan: Plan, labels: zarr.Array, path: Path) -> None:
     """Maximum projections and middle slices of the labels, on the pixel grid of the image's pictures."""
     pictures = PictureBuilder(plan.shape, 1, np.dtype(plan.label_dtype))
     for box in shard_boxes(plan.shape, plan.shard):
-        pictures.update(box, labels[slices(box)])
-    np.savez_compressed(path, **pictures.arrays())
+        pictures.update(box, np.asarray(labels[slices(box)]))
+    save_pictures(path, pictures.arrays())
 
 
 def summarise(plan: Plan, voxels: dict[int, int]) -> dict[str, Any]:
@@ -157,9 +157,10 @@ def summarise(plan: Plan, voxels: dict[int, int]) -> dict[str, Any]:
     warnings = []
     if voxels[0] == total:
         warnings.append("the mask is empty: no voxel belongs to any class")
-    for entry in classes[1:]:
-        if entry["voxels"] > FULL * total:
-            warnings.append(f"the mask is full: {entry['voxels'] / total:.1%} of the volume is {entry['name']}")
+    for value in plan.values:
+        share = voxels.get(value, 0) / total
+        if share > FULL:
+            warnings.append(f"the mask is full: {share:.1%} of the volume is {plan.label_names[str(value)]}")
     return {
         "sample": plan.sample,
         "shape": list(plan.shape),

@@ -11,12 +11,12 @@ import zarr
 
 from voxelmill.files import read_json, write_json
 
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+Box = tuple[tuple[int, int], ...]
 """Half-open (start, stop) on the three axes."""
 
 
-def slices(box: Box) -> tuple[slice, slice, slice]:
-    return tuple(slice(start, stop) for start, stop in box)  # type: ignore[return-value]
+def slices(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in box)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ArrayLocation:
     path: str
     axes: str
     channels: tuple[int, ...]
-    offset: tuple[int, int, int] = (0, 0, 0)
+    offset: tuple[int, ...] = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class ImageInfo:
     """Contents of ``<sample>.image.json``. Axis order z, y, x; lengths in micrometres unless ``unit`` is ``pixel``."""
 
     sample: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     dtype: str
-    spacing: tuple[float, float, float]
+    spacing: tuple[float, ...]
     unit: str
     spacing_origin: str
     format: str

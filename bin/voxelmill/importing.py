@@ -14,7 +14,7 @@ from voxelmill.errors import BadDataError
 from voxelmill.formats import open_image
 from voxelmill.formats.base import ImageSource
 from voxelmill.image import ArrayLocation, Box, ChannelStatistics, ImageInfo, Intensity, slices
-from voxelmill.pictures import PictureBuilder, stretch
+from voxelmill.pictures import PictureBuilder, save_pictures, stretch
 from voxelmill.store import create_array, multiscales, shard_boxes, write_group
 from voxelmill.task import Task
 
@@ -41,7 +41,7 @@ class SampleSpec:
 
     id: str
     channel: tuple[int, ...]
-    spacing: tuple[float, float, float]
+    spacing: tuple[float, ...]
     unit: str
     spacing_origin: str
     box: Box | None = None
@@ -62,7 +62,7 @@ class SampleSpec:
             spacing=tuple(value["spacing"]),
             unit=value["unit"],
             spacing_origin=value["spacing_origin"],
-            box=None if box is None else tuple(tuple(pair) for pair in box),  # type: ignore[arg-type]
+            box=None if box is None else tuple(tuple(pair) for pair in box),
             flip="" if value["flip"] == "none" else value["flip"],
             intensity=value["intensity"],
             nonfinite=value["nonfinite"],
@@ -96,7 +96,7 @@ def import_image(sources: Sequence[ImageSource], spec: SampleSpec, out: Path) ->
     steps = read_steps(channels, box, shape, dtype, spec)
     if spec.in_place and sources[0].in_place is not None and not (spec.nonfinite == "zero" and dtype.kind == "f"):
         place = sources[0].in_place
-        location = ArrayLocation(place.path, place.axes, spec.channel, tuple(start for start, _ in box))  # type: ignore[arg-type]
+        location = ArrayLocation(place.path, place.axes, spec.channel, tuple(start for start, _ in box))
     else:
         location = ArrayLocation("0", "czyx", tuple(range(len(channels))))
         steps = stored(steps, out / f"{spec.id}.image.zarr", len(channels), shape, dtype, spec)
@@ -114,7 +114,7 @@ def import_image(sources: Sequence[ImageSource], spec: SampleSpec, out: Path) ->
     nonzero = nonzero_box(measured, shape)
     info = ImageInfo(
         sample=spec.id,
-        shape=shape,  # type: ignore[arg-type]
+        shape=shape,
         dtype=dtype.name,
         spacing=spec.spacing,
         unit=spec.unit,
@@ -131,14 +131,14 @@ def import_image(sources: Sequence[ImageSource], spec: SampleSpec, out: Path) ->
         warnings=spec.warnings,
     )
     info.save(out / f"{spec.id}.image.json")
-    np.savez_compressed(out / f"{spec.id}.projections.npz", **stretch(pictures.arrays()))
+    save_pictures(out / f"{spec.id}.projections.npz", stretch(pictures.arrays()))
     return info
 
 
 def stored_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
     """The one dtype that holds all channels; half precision and truth values become the next kind Zarr readers know."""
     common = np.result_type(*dtypes)
-    return {"float16": np.dtype("float32"), "bool": np.dtype("uint8")}.get(common.name, common)
+    return np.dtype({"float16": "float32", "bool": "uint8"}.get(common.name, common.name))
 
 
 def read_steps(
@@ -148,7 +148,7 @@ def read_steps(
     for channel, (source, index) in enumerate(channels):
         for at in step_boxes(shape, dtype.itemsize):
             inside = tuple((a + start, b + start) for (a, b), (start, _) in zip(at, box, strict=True))
-            raw = source.read(index, inside).astype(dtype, copy=False)  # type: ignore[arg-type]
+            raw = source.read(index, inside).astype(dtype, copy=False)
             yield channel, at, checked(raw, channel, at, spec, source)
 
 
@@ -204,7 +204,7 @@ def stored(
     array = create_array(path / "0", (channels, *shape), dtype.name, shard, "czyx", chunk=chunk)
     write_group(path, {"multiscales": [multiscales(spec.id, shape, spec.spacing, spec.unit, 1, "czyx")]})
     for channel, box, raw in steps:
-        array[(channel, *slices(box))] = raw
+        array[(slice(channel, channel + 1), *slices(box))] = raw[None]
         yield channel, box, raw
 
 
@@ -279,7 +279,8 @@ class Measurement:
         self.squares += float(np.vdot(wide, wide))
         first = tuple(-(-start // self.step) * self.step for start, _ in box)
         lattice = tuple(slice(f - start, None, self.step) for f, (start, _) in zip(first, box, strict=True))
-        self.samples.append((tuple((f, stop) for f, (_, stop) in zip(first, box, strict=True)), values[lattice]))  # type: ignore[arg-type]
+        at_lattice = tuple((f, stop) for f, (_, stop) in zip(first, box, strict=True))
+        self.samples.append((at_lattice, values[lattice].copy()))
 
     def statistics(self, box: Box) -> ChannelStatistics:
         """Statistics inside the non-zero box."""
@@ -324,7 +325,7 @@ def nonzero_box(measured: Sequence[Measurement], shape: Sequence[int]) -> Box:
     for axis, size in enumerate(shape):
         planes = np.flatnonzero(sum(m.count[axis] for m in measured))
         box.append((int(planes[0]), int(planes[-1]) + 1) if len(planes) else (0, size))
-    return tuple(box)  # type: ignore[return-value]
+    return tuple(box)
 
 
 def import_batch(entries: Sequence[dict[str, Any]], images: Path, out: Path, record: Task) -> None:

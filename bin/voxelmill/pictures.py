@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
+from voxelmill.files import atomic_path
 from voxelmill.image import Box
 
 AXES = "zyx"
@@ -31,7 +33,7 @@ class PictureBuilder:
         factor that does: projections by the maximum of a cell, slices by its first voxel.
     """
 
-    def __init__(self, shape_zyx: tuple[int, int, int], channels: int, dtype: np.dtype, size: int = 1024):
+    def __init__(self, shape_zyx: tuple[int, ...], channels: int, dtype: np.dtype, size: int = 1024):
         self.shape = shape_zyx
         self.factors = tuple(-(-n // size) for n in shape_zyx)
         self._fmax = np.fmax if np.dtype(dtype).kind == "f" else np.maximum
@@ -119,6 +121,12 @@ def stretch(arrays: Mapping[str, np.ndarray], low: float = 0.5, high: float = 99
                 grey = (arrays[name][channel].astype(np.float64) - black) * (255 / ((white - black) or 1.0))
                 stretched[name][channel] = np.clip(np.nan_to_num(grey), 0, 255).round().astype(np.uint8)
     return {**stretched, "limits": limits}
+
+
+def save_pictures(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write pictures as a compressed ``.npz``, whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        np.savez_compressed(handle, allow_pickle=False, **arrays)
 
 
 def _lowest(dtype: np.dtype) -> int:

@@ -29,7 +29,8 @@ from voxelmill.files import read_json, write_json
 from voxelmill.image import Box
 from voxelmill.model.resample import Resampling
 
-Index = tuple[int, int, int]
+Index = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -137,7 +138,7 @@ class Cell:
     """Product of three segments (network axis order)."""
 
     index: Index
-    segments: tuple[Segment, Segment, Segment]
+    segments: tuple[Segment, ...]
 
     @property
     def name(self) -> str:
@@ -146,12 +147,12 @@ class Cell:
     @property
     def box(self) -> Box:
         """Source voxels, network axis order."""
-        return tuple((s.start, s.stop) for s in self.segments)  # type: ignore[return-value]
+        return tuple((s.start, s.stop) for s in self.segments)
 
     @property
     def footprint(self) -> Box:
         """Network voxels."""
-        return tuple(s.footprint for s in self.segments)  # type: ignore[return-value]
+        return tuple(s.footprint for s in self.segments)
 
     @property
     def tiles(self) -> list[Index]:
@@ -173,11 +174,11 @@ class Plan:
     """
 
     sample: str
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
     unit: str
-    shard: tuple[int, int, int]
-    axes: tuple[Axis, Axis, Axis]
+    shard: tuple[int, ...]
+    axes: tuple[Axis, ...]
     patch_size: tuple[int, ...]
     heads: int
     regions_class_order: tuple[int, ...] | None
@@ -223,14 +224,14 @@ class Plan:
 
     def block(self, number: int) -> Index:
         """Inverse of :meth:`number`."""
-        return tuple(map(int, np.unravel_index(number, tuple(len(axis.blocks) - 1 for axis in self.axes))))  # type: ignore[return-value]
+        return tuple(map(int, np.unravel_index(number, tuple(len(axis.blocks) - 1 for axis in self.axes))))
 
     def windows(self, tile: Index) -> int:
         return math.prod(b - a for a, b in (axis.tiles[i] for axis, i in zip(self.axes, tile, strict=True)))
 
     def reach(self, tile: Index) -> Box:
         """Network voxels that a tile touches."""
-        return tuple(axis.reach(i) for axis, i in zip(self.axes, tile, strict=True))  # type: ignore[return-value]
+        return tuple(axis.reach(i) for axis, i in zip(self.axes, tile, strict=True))
 
     def cells(
         self, *, block: Index | None = None, shard: Index | None = None, tile: Index | None = None
@@ -252,7 +253,7 @@ class Plan:
 
     def shared(self, cell: Cell, tile: Index) -> Box:
         """Network voxels of a cell's footprint that a tile's windows touch."""
-        return tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(cell.footprint, self.reach(tile), strict=True))  # type: ignore[return-value]
+        return tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(cell.footprint, self.reach(tile), strict=True))
 
     @cached_property
     def pieces(self) -> dict[Index, list[Index]]:
@@ -284,14 +285,14 @@ class Plan:
 
     def shard_box(self, shard: Index) -> Box:
         """Source voxels of a shard, network axis order."""
-        return tuple((axis.shards[i], axis.shards[i + 1]) for axis, i in zip(self.axes, shard, strict=True))  # type: ignore[return-value]
+        return tuple((axis.shards[i], axis.shards[i + 1]) for axis, i in zip(self.axes, shard, strict=True))
 
     def to_source_box(self, box: Box) -> Box:
         """Box in network axis order and direction -> the same voxels as z, y, x."""
         result: list[tuple[int, int]] = [(0, 0)] * 3
         for axis, (start, stop) in zip(self.axes, box, strict=True):
             result[axis.source] = (axis.size - stop, axis.size - start) if axis.flipped else (start, stop)
-        return tuple(result)  # type: ignore[return-value]
+        return tuple(result)
 
     def to_source(self, array: np.ndarray) -> np.ndarray:
         """Array in network axis order and direction -> view as z, y, x."""

@@ -31,7 +31,6 @@ MACS_PER_SECOND = {"cpu": 40e9, "cuda": 20e12}
 """Multiply-accumulates per second (CPU: per thread) that the time estimate assumes."""
 
 
-
 @dataclass(frozen=True)
 class Options:
     """What the user may choose about the prediction of a sample.
@@ -47,7 +46,7 @@ class Options:
     threads: int = 2
     batch: int = 1
     memory_budget: int = 4_000_000_000
-    tile_size: tuple[int, int, int] | None = None
+    tile_size: tuple[int, ...] | None = None
     shard_size: int = 256
 
 
@@ -64,7 +63,7 @@ def window_starts(length: int, patch: int, step_size: float) -> tuple[int, ...]:
     return tuple(int(np.round(stride * i)) - below for i in range(n))
 
 
-def shard_shape(shape: tuple[int, int, int], size: int) -> tuple[int, int, int]:
+def shard_shape(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
     """Shard of the output (z, y, x): a cube, or for a single plane a square of eight times its side."""
     return (1, 8 * size, 8 * size) if shape[0] == 1 else (size, size, size)
 
@@ -147,20 +146,21 @@ class Orientation:
     """Network axis ``i`` is source axis ``axes[i]`` (z, y, x), run backwards where ``flips[i]``."""
 
     axes: Index
-    flips: tuple[bool, bool, bool]
+    flips: tuple[bool, ...]
 
     @classmethod
     def of(cls, config: ModelConfig, image: ImageInfo) -> Orientation:
         """The reader's reorientation, then the user's flip, then the model's transposition."""
-        axes, flips = (0, 1, 2), (False, False, False)
+        axes: tuple[int, ...] = (0, 1, 2)
+        flips: tuple[bool, ...] = (False, False, False)
         if config.reader == "NibabelIOWithReorient" and image.affine is not None:
             axes, flips = ras_orientation(image.affine)
         flipped = [flip != ("zyx"[axis] in image.flip) for axis, flip in zip(axes, flips, strict=True)]
         forward = config.transpose_forward
-        return cls(tuple(axes[i] for i in forward), tuple(flipped[i] for i in forward))  # type: ignore[arg-type]
+        return cls(tuple(axes[i] for i in forward), tuple(flipped[i] for i in forward))
 
 
-def ras_orientation(affine: tuple[tuple[float, ...], ...]) -> tuple[Index, tuple[bool, bool, bool]]:
+def ras_orientation(affine: tuple[tuple[float, ...], ...]) -> tuple[Index, tuple[bool, ...]]:
     """How a NIfTI volume stored as (z, y, x) = (k, j, i) becomes RAS, as nnU-Net's NibabelIOWithReorient reads it."""
     from nibabel.orientations import io_orientation
 
@@ -171,16 +171,16 @@ def ras_orientation(affine: tuple[tuple[float, ...], ...]) -> tuple[Index, tuple
         voxel = int(np.flatnonzero(orientation[:, 0] == world)[0])
         axes.append(2 - voxel)
         flips.append(bool(orientation[voxel, 1] < 0))
-    return tuple(axes), tuple(flips)  # type: ignore[return-value]
+    return tuple(axes), tuple(flips)
 
 
 def network_axes(
     config: ModelConfig,
     image: ImageInfo,
     orientation: Orientation,
-    shard: tuple[int, int, int],
+    shard: tuple[int, ...],
     step_size: float,
-) -> tuple[Axis, Axis, Axis]:
+) -> tuple[Axis, ...]:
     """The three axes, each shard a block of its own."""
     patch = (1, *config.patch_size) if len(config.patch_size) == 2 else tuple(config.patch_size)
     crops = []
@@ -213,7 +213,7 @@ def network_axes(
                 slab=SLAB if i == 0 else None,
             )
         )
-    return tuple(axes)  # type: ignore[return-value]
+    return tuple(axes)
 
 
 def spacings(
@@ -300,16 +300,16 @@ def busy(axis: Axis) -> list[int]:
     return [i for i, (a, b) in enumerate(axis.tiles) if b > a]
 
 
-def with_blocks(plan: Plan, targets: tuple[float, float, float]) -> Plan:
+def with_blocks(plan: Plan, targets: tuple[float, ...]) -> Plan:
     """The plan with shards joined into blocks of at least ``targets`` source voxels (network axis order)."""
     axes = []
     for axis, target in zip(plan.axes, targets, strict=True):
         thinnest = axis.patch * axis.cropped / axis.length
         axes.append(replace(axis, blocks=block_cuts(axis.shards, max(target, thinnest), thinnest)))
-    return replace(plan, axes=tuple(axes))  # type: ignore[arg-type]
+    return replace(plan, axes=tuple(axes))
 
 
-def tile_targets(plan: Plan, options: Options, network_bytes: int) -> tuple[float, float, float]:
+def tile_targets(plan: Plan, options: Options, network_bytes: int) -> tuple[float, ...]:
     """Size of a tile in source voxels, network axis order.
 
     Without a wish of the user: the whole volume, halved across the second and third axis until the buffers fit the
@@ -319,7 +319,7 @@ def tile_targets(plan: Plan, options: Options, network_bytes: int) -> tuple[floa
     if options.tile_size is not None:
         wish = [options.tile_size[axis.source] for axis in plan.axes]
         shards = [plan.shard[axis.source] for axis in plan.axes]
-        return tuple(max(1, round(w / s)) * s for w, s in zip(wish, shards, strict=True))  # type: ignore[return-value]
+        return tuple(max(1, round(w / s)) * s for w, s in zip(wish, shards, strict=True))
     targets = [float(axis.size) for axis in plan.axes]
     smallest = [float(plan.shard[axis.source]) for axis in plan.axes]
     room = options.memory_budget / 1.25 - network_bytes
@@ -332,13 +332,13 @@ def tile_targets(plan: Plan, options: Options, network_bytes: int) -> tuple[floa
         return bool(possible)
 
     def tiled() -> Plan:
-        return with_blocks(plan, tuple(targets))  # type: ignore[arg-type]
+        return with_blocks(plan, tuple(targets))
 
     while buffer_memory(tiled(), len(plan.normalization)) > room and halve((1, 2)):
         pass
     while largest_tile_seconds(tiled()) > TASK_SECONDS and halve((0,)):
         pass
-    return tuple(targets)  # type: ignore[return-value]
+    return tuple(targets)
 
 
 def largest_tile_seconds(plan: Plan) -> float:

@@ -77,7 +77,7 @@ class OneDnnConvolution(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         c = self.convolution
-        return torch.mkldnn_convolution(x, c.weight, c.bias, c.padding, c.stride, c.dilation, c.groups)
+        return torch.ops.aten.mkldnn_convolution(x, c.weight, c.bias, c.padding, c.stride, c.dilation, c.groups)
 
 
 def with_onednn(network: torch.nn.Module) -> torch.nn.Module:
@@ -207,7 +207,7 @@ class TilePrediction:
         if stop > have:
             # whole chunks of planes at once: a chunk of the store is decoded when it is touched
             ahead = min(max(stop, have + READ_AHEAD), last)
-            new = self.image.read(((have, ahead), *self.window_box[1:]))  # type: ignore[arg-type]
+            new = self.image.read(((have, ahead), *self.window_box[1:]))
             self.values = torch.cat([self.values[:, start - self.image_low :], torch.from_numpy(new)], dim=1)
             self.image_low = start
         missing = min(stop, self.reach[0][1]) - self.low - self.sums.shape[1]

@@ -59,7 +59,7 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     """Read what :func:`write_rows` wrote."""
     with open(path, encoding="utf-8", newline="") as handle:
         table = list(csv.DictReader(handle))
-    return [kind(**{k: v if k == "sample" else int(v) for k, v in row.items()}) for row in table]  # type: ignore[arg-type]
+    return [kind(row["sample"], *(int(row[field.name]) for field in fields(kind)[1:])) for row in table]
 
 
 def schedule(plans: list[Plan]) -> tuple[list[TileRow], list[BlockRow]]:
@@ -97,17 +97,15 @@ def traffic(plan: Plan) -> dict[str, int]:
     return {"finished": alone, "sums": max(0, sent - alone) * plan.heads}
 
 
-def tile_shape(text: str | None) -> tuple[int, int, int] | None:
+def tile_shape(text: str | None) -> tuple[int, ...] | None:
     """``--tile_size``: one number or three (z, y, x), in voxels."""
     if text is None:
         return None
     sides = [int(side) for side in text.split(",")]
-    return (sides[0],) * 3 if len(sides) == 1 else tuple(sides)  # type: ignore[return-value]
+    return (sides[0],) * 3 if len(sides) == 1 else tuple(sides)
 
 
-def estimate(
-    config: ModelConfig, shape: tuple[int, int, int], spacing: tuple[float, ...], options: Options
-) -> Estimate:
+def estimate(config: ModelConfig, shape: tuple[int, ...], spacing: tuple[float, ...], options: Options) -> Estimate:
     """What a sample will take, before any voxel is read: as if its non-zero box were the whole image.
 
     Parameters
@@ -122,7 +120,7 @@ def estimate(
         sample="estimate",
         shape=shape,
         dtype="uint16",
-        spacing=spacing,  # type: ignore[arg-type]
+        spacing=spacing,
         unit="um",
         spacing_origin="",
         format="",
@@ -130,7 +128,7 @@ def estimate(
         array=ArrayLocation("0", "czyx", ()),
         intensity=(),
         flip="",
-        nonzero_box=tuple((0, n) for n in shape),  # type: ignore[arg-type]
+        nonzero_box=tuple((0, n) for n in shape),
         statistics=(nothing,) * len(config.channel_names),
         content_sha256="",
     )

@@ -107,10 +107,7 @@ def write_label_shard(levels: list[zarr.Array], box: Box, labels: np.ndarray) ->
 def shard_boxes(shape: Sequence[int], shard: Sequence[int]) -> list[Box]:
     """Boxes of the shards of an array, in order."""
     starts = itertools.product(*(range(0, n, s) for n, s in zip(shape, shard, strict=True)))
-    return [
-        tuple((a, min(a + s, n)) for a, s, n in zip(start, shard, shape, strict=True))  # type: ignore[misc]
-        for start in starts
-    ]
+    return [tuple((a, min(a + s, n)) for a, s, n in zip(start, shard, shape, strict=True)) for start in starts]
 
 
 def link(source: Path, target: Path) -> None:

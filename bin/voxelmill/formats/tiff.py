@@ -71,7 +71,7 @@ class TiffSource(ImageSource):
         if not _pages_are_planes(self.series):
             data = self.series.asarray().astype(self.dtype, copy=False)
             data = data.transpose([self.axes.index(axis) for axis in "tczyx" if axis in self.axes]).reshape(self.shape)
-            return data[(channel, *slices(box))]
+            return data[channel][slices(box)]
         sample = channel if self._samples else 0
         if "z" not in self.leading and "z" in self.axes:
             return self._page_box(self._page_number(channel, 0), sample, (z0, z1), rows, columns)

@@ -118,8 +118,8 @@ def outline_mask(labels: np.ndarray, radius: int = 1) -> np.ndarray:
 
 
 def sample_views(
-    shape: tuple[int, int, int],
-    spacing: tuple[float, float, float],
+    shape: tuple[int, ...],
+    spacing: tuple[float, ...],
     unit: str,
     pictures: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray] | None,
@@ -162,8 +162,8 @@ def sample_views(
 
 
 def thumbnail(
-    shape: tuple[int, int, int],
-    spacing: tuple[float, float, float],
+    shape: tuple[int, ...],
+    spacing: tuple[float, ...],
     pictures: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray] | None,
     colours: Mapping[int, int],
@@ -186,8 +186,8 @@ def scale_bar(extent: float, unit: str) -> ScaleBar:
 
 
 def _views(
-    shape: tuple[int, int, int],
-    spacing: tuple[float, float, float],
+    shape: tuple[int, ...],
+    spacing: tuple[float, ...],
     pictures: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray] | None,
     channel: int,
@@ -212,8 +212,8 @@ def _views(
 
 
 def _arrange(
-    shape: tuple[int, int, int],
-    spacing: tuple[float, float, float],
+    shape: tuple[int, ...],
+    spacing: tuple[float, ...],
     unit: str,
     views: list[_View],
     layers: list[tuple[str, str | None]],
