@@ -26,7 +26,7 @@ from voxelmill.formats import ImageSource, ZarrSource, missing_chunks, open_imag
 from voxelmill.formats.spacing import Triple, checked, micrometres_per
 from voxelmill.image import Box
 from voxelmill.model.config import ModelConfig
-from voxelmill.planning import Options, ras_orientation
+from voxelmill.planning import REORIENTING_READERS, Options, ras_orientation
 from voxelmill.samplesheet import UNUSED, Rejected, Row, printable, read_sheet, rows_of_images
 from voxelmill.schedule import estimate
 
@@ -409,7 +409,7 @@ def check_dimensions(source: ImageSource, config: ModelConfig) -> None:
 def network_axes(config: ModelConfig, source: ImageSource) -> tuple[int, ...]:
     """Image axis (z, y, x) behind each axis of the network."""
     axes: Sequence[int] = (0, 1, 2)
-    if config.reader == "NibabelIOWithReorient" and source.affine is not None:
+    if config.reader in REORIENTING_READERS and source.affine is not None:
         axes, _ = ras_orientation(tuple(tuple(map(float, row)) for row in source.affine))
     return tuple(axes[i] for i in config.transpose_forward)
 

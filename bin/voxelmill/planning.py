@@ -31,6 +31,9 @@ MACS_PER_SECOND = {"cpu": 40e9, "cuda": 20e12}
 """Multiply-accumulates per second (CPU: per thread) that the time estimate assumes."""
 
 
+REORIENTING_READERS = ("NibabelIOWithReorient", "SimpleITKIOWithReorient")
+
+
 @dataclass(frozen=True)
 class Options:
     """What the user may choose about the prediction of a sample.
@@ -153,7 +156,7 @@ class Orientation:
         """The reader's reorientation, then the user's flip, then the model's transposition."""
         axes: tuple[int, ...] = (0, 1, 2)
         flips: tuple[bool, ...] = (False, False, False)
-        if config.reader == "NibabelIOWithReorient" and image.affine is not None:
+        if config.reader in REORIENTING_READERS and image.affine is not None:
             axes, flips = ras_orientation(image.affine)
         flipped = [flip != ("zyx"[axis] in image.flip) for axis, flip in zip(axes, flips, strict=True)]
         forward = config.transpose_forward
@@ -161,7 +164,7 @@ class Orientation:
 
 
 def ras_orientation(affine: tuple[tuple[float, ...], ...]) -> tuple[Index, tuple[bool, ...]]:
-    """How a NIfTI volume stored as (z, y, x) = (k, j, i) becomes RAS, as nnU-Net's NibabelIOWithReorient reads it."""
+    """How a NIfTI volume stored as (z, y, x) = (k, j, i) becomes RAS, as nnU-Net's reorienting readers give it."""
     from nibabel.orientations import io_orientation
 
     # row i of the orientation: voxel axis i (x, y, z) goes to world axis orientation[i, 0], in direction [i, 1]
