@@ -25,8 +25,8 @@ workflow {
         last: params.dry_run ? 'check' : params.stop_after ?: 'predict',
         options: [
             pack: flags(values, ['folds', 'checkpoint', 'spacing_unit', 'trust_model']),
-            check: flags(values, ['channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'memory_budget', 'step_size', 'mirroring', 'device', 'check', 'allow_spacing_mismatch']),
-            plan: flags(values, ['step_size', 'mirroring', 'engine', 'device', 'threads', 'tile_size', 'memory_budget', 'shard_size']),
+            check: flags(values, ['channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'device', 'threads', 'check', 'allow_spacing_mismatch']),
+            plan: flags(values, ['step_size', 'mirroring', 'engine', 'device', 'threads', 'tile_size', 'task_minutes', 'memory_budget', 'shard_size']),
         ],
         code: [:].withDefault { script -> codeDigest(file("${projectDir}/bin"), script) },
         record: recordedParams(params, schema, workflow),

@@ -46,6 +46,8 @@ def memory_bytes(text: str) -> int:
 @click.option("--nonfinite", default="error", type=click.Choice(["error", "zero"]))
 @click.option("--check", default="header", type=click.Choice(["header", "full"]))
 @click.option("--allow-spacing-mismatch", is_flag=True)
+@click.option("--threads", default=2)
+@click.option("--task-minutes", default=30.0)
 @click.option("--tile-size")
 @click.option("--memory-budget", default="4 GB")
 @click.option("--step-size", default=0.5)
@@ -73,6 +75,8 @@ def main(sheet: Path | None, staged: Path, package: Path, schema: Path, **values
                 device=values["device"],
                 memory_budget=memory_bytes(values["memory_budget"]),
                 tile_size=tile_shape(values["tile_size"]),
+                threads=values["threads"],
+                task_seconds=60 * values["task_minutes"],
             ),
         )
         result = check_input(sheet, staged, schema, load_config(package), options)

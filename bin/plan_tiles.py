@@ -17,15 +17,26 @@ from voxelmill.task import task
 @click.option("--engine", type=click.Choice(["float32", "compile", "bfloat16"]), default="float32")
 @click.option("--threads", default=2)
 @click.option("--memory-budget", default=4_000_000_000, help="Bytes of host memory that one task may use.")
+@click.option("--task-minutes", default=30.0, help="What a task should take, by the estimate.")
 @click.option("--tile-size", default=None, help="Voxels: one number, or z,y,x.")
 @click.option("--shard-size", default=256)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-def main(batch: str, package: Path, images: tuple[Path, ...], mirroring: str, tile_size: str | None, **options) -> None:
+def main(
+    batch: str,
+    package: Path,
+    images: tuple[Path, ...],
+    mirroring: str,
+    tile_size: str | None,
+    task_minutes: float,
+    **options,
+) -> None:
     with task("plan_tiles", batch) as record:
         from voxelmill.planning import Options
         from voxelmill.schedule import plan_batch, tile_shape
 
-        chosen = Options(mirroring=mirroring == "on", tile_size=tile_shape(tile_size), **options)
+        chosen = Options(
+            mirroring=mirroring == "on", tile_size=tile_shape(tile_size), task_seconds=60 * task_minutes, **options
+        )
         plan_batch(batch, package, images, chosen, Path(), record)
 
 

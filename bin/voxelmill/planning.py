@@ -20,16 +20,13 @@ from voxelmill.plan import Axis, Index, Plan
 SLAB = 32
 """Thickest segment on the network's first axis: what bounds the rolling buffer of a prediction."""
 
-TASK_SECONDS = 1800.0
-"""A task takes tiles until its estimate reaches this."""
-
 BYTES_PER_SUM = 8
 TORCH_BYTES = 700_000_000
 """Resident memory of a process that has imported torch and nothing more."""
 
-MACS_PER_SECOND = {"cpu": 40e9, "cuda": 20e12}
-"""Multiply-accumulates per second (CPU: per thread) that the time estimate assumes."""
-
+SECONDS_PER_MAC = {"cpu": 1 / 70e9, "cuda": 1 / 20e12}
+SECONDS_PER_VALUE = {"cpu": 7e-9, "cuda": 5e-12}
+"""What the time estimate assumes (CPU: of one thread): multiply-accumulates, and values that pass a layer."""
 
 REORIENTING_READERS = ("NibabelIOWithReorient", "SimpleITKIOWithReorient")
 
@@ -39,7 +36,7 @@ class Options:
     """What the user may choose about the prediction of a sample.
 
     ``tile_size`` is in source voxels (z, y, x), None for the largest tiles that ``memory_budget`` (bytes of one task)
-    and the time of a task allow. ``shard_size`` is in voxels.
+    and ``task_seconds`` (by the estimate) allow. ``shard_size`` is in voxels.
     """
 
     step_size: float = 0.5
@@ -49,6 +46,7 @@ class Options:
     threads: int = 2
     batch: int = 1
     memory_budget: int = 4_000_000_000
+    task_seconds: float = 1800.0
     tile_size: tuple[int, ...] | None = None
     shard_size: int = 256
 
@@ -128,8 +126,8 @@ def make_plan(config: ModelConfig, image: ImageInfo, options: Options, orientati
         window_seconds=0.0,
     )
     passes = len(plan.folds) * 2 ** len(mirror_axes)
-    rate = MACS_PER_SECOND[options.device] * (options.threads if options.device == "cpu" else 1)
-    plan = replace(plan, window_seconds=passes * multiply_accumulates(config) / rate)
+    threads = options.threads if options.device == "cpu" else 1
+    plan = replace(plan, window_seconds=passes * forward_seconds(config, options.device) / threads)
     network_bytes = network_memory(config, options.batch)
     targets = tile_targets(plan, options, network_bytes)
     plan = with_blocks(plan, targets)
@@ -259,26 +257,36 @@ def label_names(config: ModelConfig) -> dict[str, str]:
     return {"0": "background", **named}
 
 
-def multiply_accumulates(config: ModelConfig) -> float:
-    """Multiply-accumulates of one forward pass, from the U-Net's stages; an estimate."""
+def forward_seconds(config: ModelConfig, device: str) -> float:
+    """Estimate of one forward pass of one window, from the U-Net's stages; on the CPU of one thread."""
     kwargs = config.architecture["kwargs"]
-    features = kwargs["features_per_stage"]
-    stages = kwargs["n_stages"]
-    convolutions = kwargs.get("n_conv_per_stage") or [2 * n for n in kwargs.get("n_blocks_per_stage", [2] * stages)]
-    decoder = kwargs.get("n_conv_per_stage_decoder", [2] * (stages - 1))
-    if isinstance(convolutions, int):
-        convolutions = [convolutions] * stages
-    if isinstance(decoder, int):
-        decoder = [decoder] * (stages - 1)
-    voxels, total = float(math.prod(config.patch_size)), 0.0
+    features, stages = kwargs["features_per_stage"], kwargs["n_stages"]
+    blocks = kwargs.get("n_blocks_per_stage", 1)
+    encoder = per_stage(kwargs.get("n_conv_per_stage"), stages) or [2 * n for n in per_stage(blocks, stages)]
+    decoder = per_stage(kwargs.get("n_conv_per_stage_decoder", 2), stages - 1)
+    kernels, strides = per_stage(kwargs["kernel_sizes"], stages), per_stage(kwargs["strides"], stages)
+    voxels, macs, values = float(math.prod(config.patch_size)), 0.0, 0.0
     for i in range(stages):
-        voxels /= math.prod(kwargs["strides"][i]) if isinstance(kwargs["strides"][i], list) else 1
-        kernel = math.prod(kwargs["kernel_sizes"][i]) if isinstance(kwargs["kernel_sizes"][i], list) else 27
-        below = features[i - 1] if i else len(config.channel_names)
-        total += voxels * kernel * features[i] * (below + features[i] * (convolutions[i] - 1))
+        voxels /= volume(strides[i], config.dimensions)
+        inputs = features[i - 1] if i else config.channels
+        products = features[i] * (inputs + features[i] * (encoder[i] - 1))
+        layers = encoder[i]
         if i < stages - 1:
-            total += voxels * kernel * features[i] * features[i] * (decoder[i] + 1)
-    return total
+            products += features[i] ** 2 * (decoder[i] + 1)
+            layers += decoder[i] + 1
+        macs += voxels * volume(kernels[i], config.dimensions) * products
+        values += voxels * features[i] * layers
+    return macs * SECONDS_PER_MAC[device] + values * SECONDS_PER_VALUE[device]
+
+
+def per_stage(value: Any, stages: int) -> list[Any]:
+    """An argument that plans give once, or once per stage."""
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value] * stages
+
+
+def volume(sides: Any, dimensions: int) -> int:
+    """Of a kernel or stride that is given once or per axis."""
+    return math.prod(sides) if isinstance(sides, list | tuple) else sides**dimensions
 
 
 def network_memory(config: ModelConfig, batch: int) -> int:
@@ -339,7 +347,7 @@ def tile_targets(plan: Plan, options: Options, network_bytes: int) -> tuple[floa
 
     while buffer_memory(tiled(), len(plan.normalization)) > room and halve((1, 2)):
         pass
-    while largest_tile_seconds(tiled()) > TASK_SECONDS and halve((0,)):
+    while largest_tile_seconds(tiled()) > options.task_seconds and halve((0,)):
         pass
     return tuple(targets)
 

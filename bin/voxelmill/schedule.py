@@ -18,8 +18,6 @@ from voxelmill.plan import Plan
 from voxelmill.planning import Options, make_plan
 from voxelmill.task import Task
 
-TASK_SECONDS = 1800.0
-
 
 @dataclass(frozen=True)
 class TileRow:
@@ -62,8 +60,8 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     return [kind(row["sample"], *(int(row[field.name]) for field in fields(kind)[1:])) for row in table]
 
 
-def schedule(plans: list[Plan]) -> tuple[list[TileRow], list[BlockRow]]:
-    """Tiles into tasks of about ``TASK_SECONDS``, and blocks into groups that are stitched together.
+def schedule(plans: list[Plan], task_seconds: float) -> tuple[list[TileRow], list[BlockRow]]:
+    """Tiles into tasks of about ``task_seconds`` by the estimate, and blocks into groups that are stitched together.
 
     A sample of its own is stitched block by block, as soon as a block's pieces are there; the blocks of many small
     samples are stitched in one go.
@@ -72,7 +70,7 @@ def schedule(plans: list[Plan]) -> tuple[list[TileRow], list[BlockRow]]:
     for plan in plans:
         for index in plan.tiles:
             estimate = plan.windows(index) * plan.window_seconds
-            if seconds and seconds + estimate > TASK_SECONDS:
+            if seconds and seconds + estimate > task_seconds:
                 task, seconds = task + 1, 0.0
             seconds += estimate
             tiles.append(
@@ -183,7 +181,7 @@ def plan_batch(batch: str, package: Path, images: Sequence[Path], options: Optio
         for warning in intensity_warnings(config, image):
             record.warn(warning, sample=plan.sample)
         record.counts[plan.sample] = {"windows": plan.n_windows, "tiles": len(plan.tiles), **traffic(plan)}
-    tiles, blocks = schedule(plans)
+    tiles, blocks = schedule(plans, options.task_seconds)
     write_rows(out / batch / f"{batch}.tiles.csv", TileRow, tiles)
     write_rows(out / batch / f"{batch}.blocks.csv", BlockRow, blocks)
 

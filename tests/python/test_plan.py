@@ -117,7 +117,7 @@ def test_plan_survives_its_file(config: ModelConfig, tmp_path: Path) -> None:
     plan = plan_of(config, tmp_path, (40, 40, 40), tile_size=(16, 16, 16))
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
-    tiles, blocks = schedule([plan])
+    tiles, blocks = schedule([plan], 1800.0)
     write_rows(tmp_path / "tiles.csv", TileRow, tiles)
     write_rows(tmp_path / "blocks.csv", BlockRow, blocks)
     assert read_rows(tmp_path / "tiles.csv", TileRow) == tiles
