@@ -2,12 +2,12 @@
 
 def closingText(run, outdir) {
     def report = file("${outdir}/report.html")
-    def lines = run.success
-        ? ["Done in ${run.duration}."]
+    def ignored = run.stats.ignoredCount > 0
+    def lines = run.success || ignored
+        ? ["Done in ${run.duration}${ignored ? ', without the samples that failed; the report names them' : ''}."]
         : ["Failed after ${run.duration}."] + failure(run.errorReport ?: '') + ['Mend it and run the same command again with -resume: finished work is kept.']
-    def ignored = run.stats.ignoredCount ? ["${run.stats.ignoredCount} tasks failed and were left out; the report names their samples."] : []
     def where = report.exists() && (run.success || ignored) ? ["Report: ${report}"] : []
-    return (lines + ignored + where).join('\n')
+    return (lines + where).join('\n')
 }
 
 // Nextflow's report of the first failed task -> the task, its own last words, and its folder.

@@ -2,6 +2,8 @@
 include { SPLIT        } from '../subworkflows/split'
 include { PREDICT      } from '../subworkflows/predict'
 include { BUILD_REPORT } from '../modules/build_report/main'
+include { NAME_SKIPPED } from '../modules/name_skipped/main'
+include { readJson     } from '../functions/params'
 
 workflow SEGMENT {
     take:
@@ -23,6 +25,8 @@ workflow SEGMENT {
         ch_staged = ch_files.mix(ch_records).flatten().collect()
         BUILD_REPORT(SPLIT.out.ch_samples, SPLIT.out.ch_estimate, ch_staged, SPLIT.out.ch_packed, job.record, job.code.build_report)
     }
+
+    NAME_SKIPPED(SPLIT.out.ch_samples.map { samples -> readJson(samples).skipped.size() }.filter { number -> number > 0 })
 
     ch_table = SPLIT.out.ch_table
 
