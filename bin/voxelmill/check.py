@@ -15,9 +15,9 @@ import numpy as np
 
 from voxelmill.errors import (
     BadDataError,
+    FaultsError,
     InputMissingError,
     ModelMismatchError,
-    SeveralErrors,
     VoxelmillError,
     WriteFailedError,
 )
@@ -104,7 +104,7 @@ class Faults:
         """Keep an error of the block, with the sample's id and the file as the user named it."""
         try:
             yield
-        except SeveralErrors as error:
+        except FaultsError as error:
             self.found += error.faults
         except VoxelmillError as error:
             error.sample = self.sample
@@ -128,7 +128,7 @@ def check_input(sheet: Path | None, staged: Path, schema: Path, config: ModelCon
 
     Raises
     ------
-    SeveralErrors
+    FaultsError
         All faults of all samples, unless bad samples are to be skipped and a good one is left.
     WriteFailedError
         Where the disk of the current folder cannot hold the work.
@@ -164,8 +164,8 @@ def several(errors: Iterable[VoxelmillError]) -> VoxelmillError:
     """One error for all; a single one as it is."""
     faults: list[VoxelmillError] = []
     for error in errors:
-        faults += error.faults if isinstance(error, SeveralErrors) else [error]
-    return faults[0] if len(faults) == 1 else SeveralErrors(faults)
+        faults += error.faults if isinstance(error, FaultsError) else [error]
+    return faults[0] if len(faults) == 1 else FaultsError(faults)
 
 
 def staged_images(folder: Path) -> dict[int, Path]:

@@ -107,7 +107,7 @@ class ModelMismatchError(VoxelmillError):
     code = MODEL_MISMATCH
 
 
-class SeveralErrors(VoxelmillError):
+class FaultsError(VoxelmillError):
     """All faults of an input at once; the exit code is that of the first."""
 
     def __init__(self, faults: Iterable[VoxelmillError]):

@@ -28,6 +28,8 @@ from voxelmill.reader import NetworkImage
 from voxelmill.schedule import TileRow, read_rows
 from voxelmill.task import Task
 
+SECONDS_BETWEEN_LINES = 15.0
+
 READ_AHEAD = 64
 """Planes that are read at once: one chunk of the store."""
 
@@ -36,11 +38,40 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass
 class Counts:
-    """Windows of a task: asked for, computed by the network, and taken from an equal constant window."""
+    """Windows of a sample: asked for, computed by the network, and taken from an equal constant window."""
 
     windows: int = 0
     computed: int = 0
     reused: int = 0
+
+
+class Progress:
+    """Lines in the task's log: tiles and windows done, speed, time left; one per tile, and one now and then within."""
+
+    def __init__(self, tiles: int, windows: int):
+        self.tiles, self.windows = tiles, windows
+        self.tile = self.done = 0
+        self.started = self.shown = time.monotonic()
+
+    def advance(self, windows: int) -> None:
+        self.done += windows
+        if time.monotonic() - self.shown > SECONDS_BETWEEN_LINES:
+            self._show()
+
+    def finish_tile(self) -> None:
+        self.tile += 1
+        self._show()
+
+    def _show(self) -> None:
+        self.shown = time.monotonic()
+        speed = self.done / max(self.shown - self.started, 1e-3)
+        left = (self.windows - self.done) / speed
+        print(
+            f"{self.tile} of {self.tiles} tiles, {self.done} of {self.windows} windows, {speed:.1f} windows/s, "
+            f"{left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def use_device(device: str, threads: int) -> torch.device:
@@ -151,6 +182,8 @@ class TilePrediction:
     ensemble : Ensemble
     constants : dict
         Sums of windows whose input is one constant per channel, shared between the tiles of a task.
+    counts : Counts
+    progress : Progress
     """
 
     def __init__(
@@ -161,9 +194,10 @@ class TilePrediction:
         ensemble: Ensemble,
         constants: dict[bytes, torch.Tensor],
         counts: Counts,
+        progress: Progress,
     ):
         self.plan, self.tile, self.image, self.ensemble = plan, tile, image, ensemble
-        self.constants, self.counts = constants, counts
+        self.constants, self.counts, self.progress = constants, counts, progress
         device = ensemble.device
         self.patch = tuple(axis.patch for axis in plan.axes)
         self.starts = [axis.starts[slice(*axis.tiles[i])] for axis, i in zip(plan.axes, tile, strict=True)]
@@ -191,6 +225,7 @@ class TilePrediction:
             for row, start in enumerate(self.starts[0]):
                 self._read_up_to(start)
                 self._add_row(start)
+                self.progress.advance(len(self.starts[1]) * len(self.starts[2]))
                 last = row + 1 == len(self.starts[0])
                 complete = self.reach[0][1] if last else min(self.starts[0][row + 1], self.reach[0][1])
                 while cells and min(cells[0][0].segments[0].footprint[1], self.reach[0][1]) <= complete:
@@ -335,28 +370,20 @@ def predict_tiles(
     """
     counts: dict[str, Counts] = {}
     constants: dict[str, dict[bytes, torch.Tensor]] = {}
-    total = sum(plan.windows(tile) for plan, tile, _ in tiles)
-    done, started = 0, time.monotonic()
-    for number, (plan, tile, image) in enumerate(tiles, start=1):
+    progress = Progress(len(tiles), sum(plan.windows(tile) for plan, tile, _ in tiles))
+    for plan, tile, image in tiles:
         of_sample = counts.setdefault(plan.sample, Counts())
+        reusable = constants.setdefault(plan.sample, {})
         try:
-            TilePrediction(
-                plan, tile, image, Ensemble(networks, plan, device), constants.setdefault(plan.sample, {}), of_sample
-            ).run(out / plan.sample)
+            ensemble = Ensemble(networks, plan, device)
+            TilePrediction(plan, tile, image, ensemble, reusable, of_sample, progress).run(out / plan.sample)
         except torch.OutOfMemoryError as error:
             raise GpuMemoryError(
                 f"the GPU has too little memory for tile {plan.number(tile)}",
                 sample=plan.sample,
                 remedy="choose a smaller --tile_size, or --device cpu",
             ) from error
-        done += plan.windows(tile)
-        elapsed = time.monotonic() - started
-        print(
-            f"{plan.sample}: tile {number} of {len(tiles)}, {done} of {total} windows, {done / elapsed:.1f} windows/s, "
-            f"{(total - done) * elapsed / done:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        progress.finish_tile()
     return counts
 
 

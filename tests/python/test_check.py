@@ -19,7 +19,7 @@ import zarr
 from conftest import ROOT
 from voxelmill import check
 from voxelmill.check import Checked, CheckOptions, check_input, name_batches
-from voxelmill.errors import BadDataError, ModelMismatchError, SeveralErrors, VoxelmillError, WriteFailedError
+from voxelmill.errors import BadDataError, FaultsError, ModelMismatchError, VoxelmillError, WriteFailedError
 from voxelmill.files import read_json
 from voxelmill.model.config import ModelConfig
 from voxelmill.model.package import load_config, new_package, weights_name
@@ -245,7 +245,7 @@ def test_all_faults_of_all_samples_at_once(tmp_path: Path) -> None:
     write_image(tmp_path / "none.tif", spacing=None)
     write_image(tmp_path / "two.tif", (2, 6, 20, 20), None)
     rows = [{"sample": name, "image": f"{name}.tif"} for name in ("good", "gone", "none", "two")]
-    with pytest.raises(SeveralErrors) as caught:
+    with pytest.raises(FaultsError) as caught:
         run(tmp_path, rows)
     told = [(fault.sample, fault.code) for fault in caught.value.faults]
     assert told == [("gone", 66), ("none", 65), ("two", 78), ("two", 65)]
@@ -254,7 +254,7 @@ def test_all_faults_of_all_samples_at_once(tmp_path: Path) -> None:
     result = run(tmp_path, rows, skip_bad=True)
     assert [entry["id"] for entry in result.samples] == ["good"]
     assert [row["id"] for row in result.skipped] == ["gone", "none", "two"]
-    with pytest.raises(SeveralErrors):
+    with pytest.raises(FaultsError):
         run(tmp_path, rows[1:], skip_bad=True)
 
 
