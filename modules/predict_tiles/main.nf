@@ -1,5 +1,6 @@
 // The windows of one task's tiles, each computed once -> one piece per tile and block.
 // torch takes and gives back large buffers all the time: kept by the allocator they cost no page faults.
+// Threads that wait for the others go to sleep soon: on a machine that is shared they would burn what the others need.
 process PREDICT_TILES {
     tag "${meta.id} ${task_number}"
     label 'process_gpu'
@@ -17,7 +18,7 @@ process PREDICT_TILES {
 
     script:
     """
-    export OMP_NUM_THREADS=${task.cpus} MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=2000000000
+    export OMP_NUM_THREADS=${task.cpus} MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=2000000000 GOMP_SPINCOUNT=1000
     predict_tiles.py --batch ${meta.id} --task ${task_number} --package _package
     """
 
