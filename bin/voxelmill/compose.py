@@ -63,7 +63,7 @@ def compose_store(plan: Plan, blocks: Path, out: Path) -> dict[str, Any]:
     write_group(
         semantic,
         {
-            "multiscales": [multiscales("semantic", plan.shape, plan.spacing, plan.unit, n_levels)],
+            "multiscales": [multiscales("semantic", plan.shape, plan.spacing, plan.unit, plan.origin, n_levels)],
             "image-label": {
                 "colors": [{"label-value": v, "rgba": [*COLOURS[(v - 1) % len(COLOURS)], 255]} for v in plan.values],
                 "properties": [{"label-value": v, "class": plan.label_names[str(v)]} for v in plan.values],
@@ -166,6 +166,7 @@ def summarise(plan: Plan, voxels: dict[int, int]) -> dict[str, Any]:
         "shape": list(plan.shape),
         "spacing": list(plan.spacing),
         "unit": plan.unit,
+        "origin": list(plan.origin),
         "classes": classes,
         "windows": plan.n_windows,
         "warnings": warnings,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from voxelmill.errors import BadDataError
 from voxelmill.files import read_json, write_json
 
 Box = tuple[tuple[int, int], ...]
@@ -77,7 +78,10 @@ class ChannelStatistics:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """Contents of ``<sample>.image.json``. Axis order z, y, x; lengths in micrometres unless ``unit`` is ``pixel``."""
+    """Contents of ``<sample>.image.json``. Axis order z, y, x; lengths in micrometres unless ``unit`` is ``pixel``.
+
+    ``origin`` is the position of the first voxel, in the frame of the input; not zero where a box was cut out.
+    """
 
     sample: str
     shape: tuple[int, ...]
@@ -94,6 +98,7 @@ class ImageInfo:
     statistics: tuple[ChannelStatistics, ...]
     content_sha256: str
     affine: tuple[tuple[float, ...], ...] | None = None
+    origin: tuple[float, ...] = (0.0, 0.0, 0.0)
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -115,6 +120,7 @@ class ImageInfo:
                 **value,
                 "shape": tuple(value["shape"]),
                 "spacing": tuple(value["spacing"]),
+                "origin": tuple(value["origin"]),
                 "files": tuple(value["files"]),
                 "warnings": tuple(value["warnings"]),
                 "array": ArrayLocation(
@@ -143,6 +149,7 @@ class StoredImage:
 
     def __init__(self, store: Path, info: ImageInfo):
         self.info = info
+        self._store = store
         self._array = zarr.open_array(str(store), path=info.array.path, mode="r")
 
     def read(self, channel: int, box: Box) -> np.ndarray:
@@ -151,7 +158,17 @@ class StoredImage:
         at = dict(zip("zyx", (slice(a + o, b + o) for (a, b), o in zip(box, where.offset, strict=True)), strict=True))
         at["c"] = slice(where.channels[channel], where.channels[channel] + 1)
         at["t"] = slice(0, 1)
-        data = np.asarray(self._array[tuple(at[axis] for axis in where.axes)])
+        try:
+            data = np.asarray(self._array[tuple(at[axis] for axis in where.axes)])
+        except (OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise BadDataError(
+                f"a chunk of the image cannot be decoded: {error}",
+                sample=self.info.sample,
+                file=self._store,
+                remedy="copy the image again; if it is Voxelmill's own copy, delete its task's work folder and -resume",
+            ) from error
         keep = [axis for axis in "zyx" if axis in where.axes]
         order = [where.axes.index(axis) for axis in where.axes if axis not in "zyx"]
         order += [where.axes.index(axis) for axis in keep]

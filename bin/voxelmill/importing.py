@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,11 @@ from voxelmill.task import Task
 
 SHARD = (64, 256, 256)
 PLANE_SHARD = (1, 2048, 2048)
-STEP_BYTES = 256_000_000
-"""A step reads whole rows of shards up to this size, at least one row."""
+STEP_BYTES = 32_000_000
+"""A step reads whole shards up to this size: what bounds the memory of an import, whatever the image's size."""
+
+SLAB = 4
+"""Planes that are measured at once; the measuring needs some twenty bytes per voxel of them."""
 
 SAMPLES = 2**18
 """Voxels of a channel, on a regular lattice, that the percentiles are taken from."""
@@ -93,7 +97,8 @@ def import_image(sources: Sequence[ImageSource], spec: SampleSpec, out: Path) ->
     box = spec.box or tuple((0, n) for n in sources[0].shape[1:])
     shape = tuple(stop - start for start, stop in box)
     dtype = stored_dtype([source.dtype for source, _ in channels])
-    steps = read_steps(channels, box, shape, dtype, spec)
+    replaced: Counter[str] = Counter()
+    steps = read_steps(channels, box, shape, dtype, spec, replaced)
     if spec.in_place and sources[0].in_place is not None and not (spec.nonfinite == "zero" and dtype.kind == "f"):
         place = sources[0].in_place
         location = ArrayLocation(place.path, place.axes, spec.channel, tuple(start for start, _ in box))
@@ -105,13 +110,16 @@ def import_image(sources: Sequence[ImageSource], spec: SampleSpec, out: Path) ->
     steps = watched(steps, pictures, digest)
     if spec.intensity == "percentile8":
         rules = [percentile8(histogram) for histogram in histograms(steps, len(channels), spec)]
-        steps = read_steps(channels, box, shape, dtype, spec)
+        steps = read_steps(channels, box, shape, dtype, spec, replaced)
     else:
         rules = [Intensity()] * len(channels)
     measured = [Measurement(shape) for _ in channels]
     for channel, at, raw in steps:
         measured[channel].update(at, rules[channel](raw))
     nonzero = nonzero_box(measured, shape)
+    warnings = spec.warnings
+    if replaced["voxels"]:
+        warnings += (f"{replaced['voxels']} voxels that were NaN or infinite are read as 0 (--nonfinite zero)",)
     info = ImageInfo(
         sample=spec.id,
         shape=shape,
@@ -128,7 +136,13 @@ def import_image(sources: Sequence[ImageSource], spec: SampleSpec, out: Path) ->
         statistics=tuple(m.statistics(nonzero) for m in measured),
         content_sha256=digest.hexdigest(),
         affine=None if sources[0].affine is None else tuple(tuple(map(float, row)) for row in sources[0].affine),
-        warnings=spec.warnings,
+        origin=tuple(
+            first + start * size
+            for first, (start, _), size in zip(
+                sources[0].origin if spec.unit == "um" else (0.0,) * 3, box, spec.spacing, strict=True
+            )
+        ),
+        warnings=warnings,
     )
     info.save(out / f"{spec.id}.image.json")
     save_pictures(out / f"{spec.id}.projections.npz", stretch(pictures.arrays()))
@@ -142,30 +156,42 @@ def stored_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
 
 
 def read_steps(
-    channels: Sequence[tuple[ImageSource, int]], box: Box, shape: Sequence[int], dtype: np.dtype, spec: SampleSpec
+    channels: Sequence[tuple[ImageSource, int]],
+    box: Box,
+    shape: Sequence[int],
+    dtype: np.dtype,
+    spec: SampleSpec,
+    replaced: Counter[str],
 ) -> Iterator[Step]:
-    """All voxels of a sample in steps of a fixed size, checked."""
+    """All voxels of a sample in steps of a fixed size, checked; ``replaced`` counts those that were not finite."""
     for channel, (source, index) in enumerate(channels):
         for at in step_boxes(shape, dtype.itemsize):
             inside = tuple((a + start, b + start) for (a, b), (start, _) in zip(at, box, strict=True))
             raw = source.read(index, inside).astype(dtype, copy=False)
-            yield channel, at, checked(raw, channel, at, spec, source)
+            yield channel, at, checked(raw, channel, at, spec, source, replaced)
 
 
 def step_boxes(shape: Sequence[int], itemsize: int) -> list[Box]:
-    """Boxes of whole shards that follow each other along y, then z; they depend on the image alone."""
-    shard = PLANE_SHARD if shape[0] == 1 else SHARD
-    row = shard[0] * shape[2] * itemsize * shard[1]
-    rows = max(1, STEP_BYTES // row)
-    return shard_boxes(shape, (shard[0], shard[1] * rows, shape[2]))
+    """Boxes of whole shards that follow each other along x, y, then z; they depend on the image alone.
+
+    A step is as wide as the image where it can be, because most files hold whole rows together.
+    """
+    depth, height, width = PLANE_SHARD if shape[0] == 1 else SHARD
+    across = max(1, STEP_BYTES // (depth * height * width * itemsize))
+    step_width = min(across, -(-shape[2] // width)) * width
+    rows = max(1, STEP_BYTES // (depth * height * step_width * itemsize))
+    return shard_boxes(shape, (depth, height * rows, step_width))
 
 
-def checked(raw: np.ndarray, channel: int, box: Box, spec: SampleSpec, source: ImageSource) -> np.ndarray:
+def checked(
+    raw: np.ndarray, channel: int, box: Box, spec: SampleSpec, source: ImageSource, replaced: Counter[str]
+) -> np.ndarray:
     """Finite voxels that a float32 holds, or an error."""
     if raw.dtype.kind == "f":
         good = np.isfinite(raw)
         if not good.all():
             if spec.nonfinite == "zero":
+                replaced["voxels"] += int((~good).sum())
                 return np.where(good, raw, 0)
             first = np.argwhere(~good)[0] + [start for start, _ in box]
             raise BadDataError(
@@ -202,7 +228,7 @@ def stored(
     shard = (1, *(PLANE_SHARD if plane else SHARD))
     chunk = (1, 1, 512, 512) if plane else (1, 64, 64, 64)
     array = create_array(path / "0", (channels, *shape), dtype.name, shard, "czyx", chunk=chunk)
-    write_group(path, {"multiscales": [multiscales(spec.id, shape, spec.spacing, spec.unit, 1, "czyx")]})
+    write_group(path, {"multiscales": [multiscales(spec.id, shape, spec.spacing, spec.unit, (0, 0, 0), 1, "czyx")]})
     for channel, box, raw in steps:
         array[(slice(channel, channel + 1), *slices(box))] = raw[None]
         yield channel, box, raw
@@ -265,9 +291,15 @@ class Measurement:
 
     def update(self, box: Box, values: np.ndarray) -> None:
         """Add float32 values (z, y, x) of a box."""
+        (start, _), *plane = box
+        for first in range(0, len(values), SLAB):
+            slab = values[first : first + SLAB]
+            self._add(((start + first, start + first + len(slab)), *plane), slab)
+
+    def _add(self, box: Box, values: np.ndarray) -> None:
         nonzero = values != 0
-        low = np.where(nonzero, values, np.inf)
-        high = np.where(nonzero, values, -np.inf)
+        low = np.where(nonzero, values, np.float32(np.inf))
+        high = np.where(nonzero, values, np.float32(-np.inf))
         for axis, (start, stop) in enumerate(box):
             others = tuple(a for a in range(3) if a != axis)
             at = slice(start, stop)

@@ -177,6 +177,7 @@ class Plan:
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
     unit: str
+    origin: tuple[float, ...]
     shard: tuple[int, ...]
     axes: tuple[Axis, ...]
     patch_size: tuple[int, ...]
@@ -320,7 +321,17 @@ class Plan:
             )
             for axis in value["axes"]
         )
-        sequences = ("shape", "spacing", "shard", "patch_size", "values", "normalization", "mirror_axes", "folds")
+        sequences = (
+            "shape",
+            "spacing",
+            "origin",
+            "shard",
+            "patch_size",
+            "values",
+            "normalization",
+            "mirror_axes",
+            "folds",
+        )
         order = value["regions_class_order"]
         return cls(
             **{

@@ -21,6 +21,7 @@ SLAB = 32
 """Thickest segment on the network's first axis: what bounds the rolling buffer of a prediction."""
 
 BYTES_PER_SUM = 8
+MEMORY_MARGIN = 1.25
 TORCH_BYTES = 700_000_000
 """Resident memory of a process that has imported torch and nothing more."""
 
@@ -107,6 +108,7 @@ def make_plan(config: ModelConfig, image: ImageInfo, options: Options, orientati
         shape=image.shape,
         spacing=image.spacing,
         unit=image.unit,
+        origin=image.origin,
         shard=shard,
         axes=axes,
         patch_size=tuple(patch_size),
@@ -131,15 +133,16 @@ def make_plan(config: ModelConfig, image: ImageInfo, options: Options, orientati
     network_bytes = network_memory(config, options.batch)
     targets = tile_targets(plan, options, network_bytes)
     plan = with_blocks(plan, targets)
-    needed = network_bytes + buffer_memory(plan, len(config.channel_names))
-    if options.tile_size is None and needed > options.memory_budget:
+    needed = int(MEMORY_MARGIN * (network_bytes + buffer_memory(plan, config.channels)))
+    if needed > options.memory_budget:
+        kind = "smallest tile" if options.tile_size is None else "tile of --tile_size"
         raise UsageError(
-            f"the smallest tile needs {needed / 1e9:.1f} GB of memory in one task",
+            f"the {kind} needs {needed / 1e9:.1f} GB of memory in one task",
             sample=image.sample,
-            expected=f"at most --memory_budget {options.memory_budget / 1e9:.1f} GB",
-            remedy=f"raise --memory_budget to {math.ceil(needed / 1e8) / 10} GB or more",
+            expected=f"at most --memory_budget, which is {options.memory_budget / 1e9:.1f} GB",
+            remedy=f"raise --memory_budget to {math.ceil(needed / 1e8) / 10} GB, or choose a smaller --tile_size",
         )
-    return replace(plan, memory_bytes=max(int(1.25 * needed), 1_500_000_000))
+    return replace(plan, memory_bytes=needed)
 
 
 @dataclass(frozen=True)
@@ -333,7 +336,7 @@ def tile_targets(plan: Plan, options: Options, network_bytes: int) -> tuple[floa
         return tuple(max(1, round(w / s)) * s for w, s in zip(wish, shards, strict=True))
     targets = [float(axis.size) for axis in plan.axes]
     smallest = [float(plan.shard[axis.source]) for axis in plan.axes]
-    room = options.memory_budget / 1.25 - network_bytes
+    room = options.memory_budget / MEMORY_MARGIN - network_bytes
 
     def halve(candidates: tuple[int, ...]) -> bool:
         possible = [i for i in candidates if targets[i] > smallest[i]]

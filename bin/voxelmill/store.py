@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from voxelmill.image import Box, slices
 from voxelmill.plan import Plan
@@ -37,8 +37,9 @@ def create_array(
     """A sharded array in which a chunk that is absent is a lost chunk, never zeros that were left out.
 
     The fill value is the largest integer, or NaN: zeros differ from it and are therefore written, and a chunk that is
-    lost later does not pass for background. ``chunk`` must divide ``shard``; by default it is a cube of at most 64
-    voxels.
+    lost later does not pass for background. The checksum is Zstandard's own: one behind a compressor that decodes parts
+    of a chunk is not looked at when a part is read. ``chunk`` must divide ``shard``; by default it is a cube of at most
+    64 voxels.
     """
     kind = np.dtype(dtype)
     chunk = [min(n, CHUNK) for n in shard] if chunk is None else chunk
@@ -49,7 +50,7 @@ def create_array(
         chunks=tuple(shard),
         serializer=ShardingCodec(
             chunk_shape=tuple(chunk),
-            codecs=[BytesCodec(), BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
+            codecs=[BytesCodec(), ZstdCodec(level=1, checksum=True)],
             index_codecs=[BytesCodec(), Crc32cCodec()],
         ),
         compressors=None,
@@ -120,11 +121,18 @@ def link(source: Path, target: Path) -> None:
 
 
 def multiscales(
-    name: str, shape: Sequence[int], spacing: Sequence[float], unit: str, levels: int, axes: str = "zyx"
+    name: str,
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    unit: str,
+    origin: Sequence[float],
+    levels: int,
+    axes: str = "zyx",
 ) -> dict[str, Any]:
     """NGFF 0.5 ``multiscales`` of a pyramid whose levels keep every second voxel.
 
-    ``shape`` and ``spacing`` are of z, y, x; ``unit`` is ``um`` or ``pixel``.
+    ``shape``, ``spacing`` and ``origin`` are of z, y, x; ``unit`` is ``um`` or ``pixel``. All levels begin with
+    the same voxel and share one translation.
     """
     described: list[dict[str, str]] = []
     for axis in axes:
@@ -132,12 +140,14 @@ def multiscales(
         if axis != "c" and unit != "pixel":
             entry["unit"] = "micrometer"
         described.append(entry)
+    channel = [0.0] * axes.count("c")
     datasets = []
     for level in range(levels):
         scale = [s * f for s, f in zip(spacing, level_factor(shape, level), strict=True)]
-        if "c" in axes:
-            scale = [1.0, *scale]
-        datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
+        transformations: list[dict[str, Any]] = [{"type": "scale", "scale": [1.0] * len(channel) + scale}]
+        if any(origin):
+            transformations.append({"type": "translation", "translation": [*channel, *origin]})
+        datasets.append({"path": str(level), "coordinateTransformations": transformations})
     return {"name": name, "axes": described, "datasets": datasets}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -93,6 +95,7 @@ def predict_reference(
     folds: tuple[str, ...] = ("0",),
     mirroring: bool = False,
     step_size: float = 0.5,
+    kernels: Callable[[torch.nn.Module], torch.nn.Module] = lambda network: network,
 ) -> Reference:
     """Whole-volume prediction.
 
@@ -105,9 +108,12 @@ def predict_reference(
         Of z, y, x in the model's unit.
     statistics : list of (mean, std)
         The plan's, one per channel with z-score.
+    kernels : callable
+        Makes the oracle's network run in the convolution kernels that the tiles use; stock nnU-Net keeps its own.
     """
     nnunet = predictor(folder, folds, mirroring, step_size)
     plans, configuration, labels = nnunet.plans_manager, nnunet.configuration_manager, nnunet.label_manager
+    network = nnunet.network
     PlannedZScore.constants, PlannedZScore.measured = list(statistics), []
     data, _, properties = PlannedPreprocessor(verbose=False).run_case_npy(
         image.astype(np.float32), None, {"spacing": list(spacing)}, plans, configuration, nnunet.dataset_json
@@ -116,8 +122,8 @@ def predict_reference(
     gaussian = compute_gaussian(tuple(configuration.patch_size), value_scaling_factor=10, device=torch.device("cpu"))
     total = error = None
     for parameters in nnunet.list_of_parameters:
-        nnunet.network.load_state_dict(parameters)
-        nnunet.network.eval()
+        network.load_state_dict(parameters)
+        nnunet.network = kernels(copy.deepcopy(network).eval())
         sums = torch.zeros((labels.num_segmentation_heads, *tensor.shape[1:]), dtype=torch.float64)
         sizes = torch.zeros_like(sums)
         weights = torch.zeros(tensor.shape[1:], dtype=torch.float64)
@@ -143,6 +149,7 @@ def predict_reference(
             logits, plans, configuration, labels, dict(properties), num_threads_torch=1
         )
 
+    nnunet.network = network
     half = nnunet.predict_logits_from_preprocessed_data(torch.from_numpy(data))
     margin = margins(total, labels.has_regions)
     rounding = 2 * error.amax(0).numpy()

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
+from conftest import ROOT
 from inprocess import Result, imported, predicted, textured
 from models import make_model_folder
 from reference import Reference, predict_reference
@@ -19,7 +21,9 @@ from voxelmill.blend import REGION_THRESHOLD, gaussian_weights
 from voxelmill.model.checkpoint import pack_model
 from voxelmill.model.config import ModelConfig
 from voxelmill.model.network import load_networks
+from voxelmill.phantom import tubes
 from voxelmill.planning import Options, window_starts
+from voxelmill.predict import with_onednn
 
 TORCH_RESAMPLING = {
     "resampling_data": "resample_torch_fornnunet",
@@ -115,6 +119,7 @@ def both(case: Case, folder: Path) -> tuple[Result, Reference]:
         case.folds,
         case.mirroring,
         case.step_size,
+        with_onednn,
     )
     unflipped = (getattr(reference, name)[flips] for name in ("labels", "stock", "margin", "rounding"))
     return result, Reference(*unflipped, reference.means, reference.stds)
@@ -146,6 +151,34 @@ def test_labels_equal_whole_volume(name: str, tmp_path: Path, record_property: C
     assert differs.mean() < 0.001
     if not case.resampled:
         assert (reference.margin[differs] <= reference.rounding[differs]).all()
+
+
+@pytest.mark.parametrize("which", ["nuclei", "demo"])
+def test_trained_models(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The shared nuclei model on its test image, and the demo model on a generated volume, both with a border."""
+    if which == "nuclei":
+        data = request.getfixturevalue("shared_data") / "nnunet_model"
+        model, border, tile = data / "tiny_ovule_nuclei", ((1, 2), (4, 0), (0, 3)), (16, 48, 48)
+        image = np.tile(tifffile.imread(data / "test_case" / "nuc_d_0000.tif")[None], (1, 1, 2, 2))[:, :, :150, :150]
+    else:
+        model, border, tile = ROOT / "assets" / "demo_model", ((2, 1), (3, 0), (0, 5)), (32, 64, 64)
+        image = tubes((99, 195, 197), seed=11, n=120).image[None]
+    image = image.copy()
+    for axis, (before, after) in enumerate(border, start=1):
+        image.swapaxes(0, axis)[:before] = 0
+        image.swapaxes(0, axis)[image.shape[axis] - after :] = 0
+    config, _ = pack_model(model, tmp_path / "package", spacing_unit="um")
+    info = imported(image, tmp_path / "s", config.spacing)
+    options = Options(mirroring=False, threads=1, shard_size=16, tile_size=tile)
+    result = predicted(config, load_networks(tmp_path / "package", config), info, tmp_path / "s", options, n_tasks=2)
+    statistics = [(info.statistics[0].mean, info.statistics[0].std)]
+    reference = predict_reference(model, image, config.spacing, statistics, ("all",), kernels=with_onednn)
+
+    assert all(len(axis.blocks) > 3 for axis in result.plan.axes)
+    assert len(np.unique(reference.labels)) == 3
+    assert (result.labels != reference.labels).sum() == 0
+    differs = reference.labels != reference.stock
+    assert (reference.margin[differs] <= reference.rounding[differs]).all()
 
 
 @pytest.mark.parametrize("name", ["anisotropic patch", "resampled", "resampled apart", "overlapping regions"])
