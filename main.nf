@@ -1,6 +1,7 @@
 // Reads params, prints help or every fault, runs one named workflow, and says how it ended.
 include { readJson; paramFaults; helpText; flags; memoryBytes; recordedParams } from './functions/params'
 include { readInput; inputTuple; existing } from './functions/inputs'
+include { outdirFaults } from './functions/outdir'
 include { fingerprint; codeDigest } from './functions/digests'
 include { closingText } from './functions/closing'
 include { MAKE_DEMO } from './modules/make_demo/main'
@@ -12,7 +13,7 @@ workflow {
         log.info(helpText(schema, workflow.manifest.version))
         return
     }
-    def faults = paramFaults(params, schema)
+    def faults = paramFaults(params, schema) + outdirFaults(params.outdir.toString())
     if (faults) {
         error("${faults.join('\n')}\nTry --help.")
     }
@@ -25,7 +26,7 @@ workflow {
         last: params.dry_run ? 'check' : params.stop_after ?: 'predict',
         options: [
             pack: flags(values, ['folds', 'checkpoint', 'spacing_unit', 'trust_model']),
-            check: flags(values, ['channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'device', 'threads', 'check', 'allow_spacing_mismatch']),
+            check: flags(values, ['channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'allow_spacing_mismatch']),
             plan: flags(values, ['step_size', 'mirroring', 'engine', 'device', 'threads', 'tile_size', 'task_minutes', 'memory_budget', 'shard_size']),
         ],
         code: [:].withDefault { script -> codeDigest(file("${projectDir}/bin"), script) },

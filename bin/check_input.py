@@ -31,6 +31,7 @@ def memory_bytes(text: str) -> int:
 
 @click.command()
 @click.option("--input", "sheet", type=PATH, help="Samplesheet; without it every staged image is a sample.")
+@click.option("--images", type=int, help="How many images the pipeline found in the samplesheet.")
 @click.option("--staged", type=PATH, required=True, help="Folder with one numbered folder per image.")
 @click.option("--package", type=PATH, required=True, help="The packed model.")
 @click.option("--schema", type=PATH, required=True, help="JSON schema of the samplesheet.")
@@ -52,8 +53,10 @@ def memory_bytes(text: str) -> int:
 @click.option("--memory-budget", default="4 GB")
 @click.option("--step-size", default=0.5)
 @click.option("--mirroring", default="on", type=click.Choice(["on", "off"]))
+@click.option("--engine", default="float32")
+@click.option("--shard-size", default=256)
 @click.option("--device", default="cpu")
-def main(sheet: Path | None, staged: Path, package: Path, schema: Path, **values: Any) -> None:
+def main(sheet: Path | None, images: int | None, staged: Path, package: Path, schema: Path, **values: Any) -> None:
     """Write check/samples.json and check/estimate.json, and print the estimate."""
     with task("check_input", "check") as record:
         options = CheckOptions(
@@ -73,13 +76,15 @@ def main(sheet: Path | None, staged: Path, package: Path, schema: Path, **values
                 step_size=values["step_size"],
                 mirroring=values["mirroring"] == "on",
                 device=values["device"],
+                engine=values["engine"],
+                shard_size=values["shard_size"],
                 memory_budget=memory_bytes(values["memory_budget"]),
                 tile_size=tile_shape(values["tile_size"]),
                 threads=values["threads"],
                 task_seconds=60 * values["task_minutes"],
             ),
         )
-        result = check_input(sheet, staged, schema, load_config(package), options)
+        result = check_input(sheet, staged, schema, load_config(package), options, images=images)
         for entry in result.samples:
             for text in entry["warnings"]:
                 record.warn(text, sample=entry["id"])

@@ -18,6 +18,17 @@ def failure(text) {
         return [text.readLines().find { line -> line.trim() } ?: 'See .nextflow.log.']
     }
     def log_file = folder ? file("${folder}/.command.err") : null
-    def said = log_file?.exists() ? log_file.readLines().takeRight(12) : []
+    def said = log_file?.exists() ? lastWords(log_file) : []
     return ["Task ${task}:"] + said.collect { line -> "  ${line}" } + (folder ? ["Its folder: ${folder}"] : [])
+}
+
+// The first faults of a script of ours, which come last in its log; of any other program the end of the log.
+def lastWords(log_file) {
+    def lines = log_file.readLines()
+    def start = lines.findIndexOf { line -> line.startsWith('error:') }
+    if (start < 0) {
+        return lines.takeRight(12)
+    }
+    def rest = lines.size() - start - 40
+    return lines.drop(start).take(40) + (rest > 0 ? ["... ${rest} more lines in ${log_file}"] : [])
 }

@@ -35,7 +35,7 @@ def namedImages(found, text) {
 }
 
 def isImage(path) {
-    return path.isDirectory() ? isZarr(path) : path.name ==~ /(?i).+\.(tiff?|nii|nii\.gz)/
+    return path.isDirectory() ? isZarr(path) : path.name ==~ /(?i).+\.(tiff?|btf|tf[28]|nii|nii\.gz)/
 }
 
 def isZarr(path) {

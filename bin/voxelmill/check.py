@@ -8,8 +8,9 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -112,7 +113,15 @@ class Faults:
             self.found.append(error)
 
 
-def check_input(sheet: Path | None, staged: Path, schema: Path, config: ModelConfig, options: CheckOptions) -> Checked:
+def check_input(
+    sheet: Path | None,
+    staged: Path,
+    schema: Path,
+    config: ModelConfig,
+    options: CheckOptions,
+    *,
+    images: int | None = None,
+) -> Checked:
     """Check all samples of a run.
 
     Parameters
@@ -125,26 +134,31 @@ def check_input(sheet: Path | None, staged: Path, schema: Path, config: ModelCon
         JSON schema of the samplesheet.
     config : ModelConfig
     options : CheckOptions
+    images : int, optional
+        How many images the reader of the sheet found that staged them, those that do not exist included.
 
     Raises
     ------
     FaultsError
         All faults of all samples, unless bad samples are to be skipped and a good one is left.
+    BadDataError
+        Where the images were staged by another reading of the sheet than the one here; this is never skipped.
     WriteFailedError
         Where the disk of the current folder cannot hold the work.
     """
-    images = staged_images(staged)
+    found = staged_images(staged)
     rejected: list[Rejected] = []
     if sheet is None:
-        if not images:
+        if not found:
             raise InputMissingError("no image was found", remedy="check the path, the folder or the glob in --input")
-        rows = rows_of_images({number: path.name for number, path in images.items()})
+        rows = rows_of_images({number: path.name for number, path in found.items()})
     else:
-        rows, rejected = read_sheet(sheet, read_json(schema))
+        rows, rejected, named = read_sheet(sheet, read_json(schema))
+        refuse_other_reading(sheet, rows, found, named, images)
     entries, estimates = [], {}
     for row in rows:
         try:
-            entry, figures = check_row(row, images, config, options)
+            entry, figures = check_row(row, found, config, options)
         except VoxelmillError as error:
             error.sample = row.sample
             rejected.append(Rejected(row.sample, error))
@@ -176,6 +190,38 @@ def staged_images(folder: Path) -> dict[int, Path]:
         if inside:
             found[int(place.name)] = inside[0]
     return dict(sorted(found.items()))
+
+
+def refuse_other_reading(
+    sheet: Path, rows: Iterable[Row], staged: Mapping[int, Path], named: int, counted: int | None
+) -> None:
+    """Raise BadDataError where a number stands for another image than the one that the row names.
+
+    Nextflow reads the sheet by itself to stage the images. Were the two readings to differ, an image would go to
+    another sample.
+    """
+    remedy = "save the sheet as plain CSV: no line breaks inside cells, double quotes only around whole cells"
+    for row in rows:
+        for number, name in zip(row.images, row.names, strict=True):
+            if number in staged and not is_staged_as(name, staged[number].name):
+                taken = printable(staged[number].name)
+                raise BadDataError(
+                    f"{taken!r} was taken for image {number}, the sheet names {printable(name)!r}",
+                    sample=row.sample,
+                    file=sheet,
+                    remedy=remedy,
+                )
+    if counted not in (None, named):
+        raise BadDataError(
+            f"{counted} images were found in the samplesheet, {named} are named in it", file=sheet, remedy=remedy
+        )
+
+
+def is_staged_as(name: str, staged: str) -> bool:
+    """Whether the last part of a path is the staged name; of an address as well, however it is encoded."""
+    if "://" in name:
+        name, staged = (unquote(text.partition("?")[0]) for text in (name, staged))
+    return PurePosixPath(name).name == PurePosixPath(staged).name
 
 
 def check_row(
@@ -329,7 +375,7 @@ def choose_channels(sources: Sequence[ImageSource], wanted: str | None, config: 
             raise BadDataError(
                 f"an RGB image, axes {source.axes.upper()}",
                 expected=f"{config.channels} grey: {', '.join(config.channel_names)}",
-                remedy="save it as a grey image, or choose one colour with the column channel",
+                remedy="save it as a grey image, or choose one colour with --channel or the column channel",
             )
         refuse_order(source, config)
         chosen = tuple(range(count))
@@ -344,7 +390,8 @@ def channels_of_files(sources: Sequence[ImageSource], wanted: str | None, config
     """Every file is a channel."""
     if wanted is not None:
         raise BadDataError(
-            "channel is given for a sample with one file per channel", remedy="leave it empty, or name a single file"
+            "channel is given for a sample with one file per channel",
+            remedy="leave out --channel and the column channel, or name a single file",
         )
     several_inside = [source.path.name for source in sources if source.shape[0] > 1]
     if several_inside:
@@ -366,7 +413,8 @@ def parse_channels(text: str, count: int, names: Sequence[str]) -> tuple[int, ..
         if index is None or not -count <= index < count:
             raise BadDataError(
                 f"there is no channel {printable(part)!r}",
-                expected=f"0 to {count - 1}" + (f", or one of {', '.join(map(printable, names))}" if names else ""),
+                expected=f"{-count} to {count - 1}"
+                + (f", or in the samplesheet one of {', '.join(map(printable, names))}" if names else ""),
             )
         chosen.append(index % count)
     return tuple(chosen)
@@ -384,15 +432,20 @@ def refuse_order(source: ImageSource, config: ModelConfig) -> None:
         raise ModelMismatchError(
             f"the image's channels are {', '.join(source.channel_names)}",
             expected=f"{', '.join(config.channel_names)}, in this order",
-            remedy=f"name the order: channel {';'.join(str(here.index(name)) for name in there)}",
+            remedy=channel_remedy(here.index(name) for name in there),
         )
+
+
+def channel_remedy(order: Iterable[int]) -> str:
+    numbers = [str(index) for index in order]
+    return f"--channel {','.join(numbers)}, or {';'.join(numbers)} in the column channel"
 
 
 def wrong_channels(found: Sequence[str], config: ModelConfig) -> ModelMismatchError:
     return ModelMismatchError(
         f"{len(found)} channels in the image: {', '.join(found[:20])}",
         expected=f"{config.channels} channels of the model: {', '.join(config.channel_names)}",
-        remedy="choose channels in the model's order with the column or param channel, such as 0;2",
+        remedy=f"choose channels in the model's order, as in: {channel_remedy((0, 2))}",
     )
 
 

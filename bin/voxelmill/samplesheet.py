@@ -14,12 +14,15 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from voxelmill.errors import BadDataError, InputMissingError, ModelMismatchError, VoxelmillError
+from voxelmill.errors import BadDataError, InputMissingError, UsageError, VoxelmillError
 
 ID_LENGTH = 64
 
 DEVICES = {"con", "prn", "aux", "nul", *(f"{name}{n}" for name in ("com", "lpt") for n in range(1, 10))}
 """Names that Windows keeps for devices, with any extension."""
+
+RESULTS = {"pipeline_info", "report", "report.html", "outputs.json"}
+"""What a run publishes beside the folders of its samples."""
 
 LATER = {"semantic": "assemble", "instances": "analyze"}
 UNUSED = ("truth", "particle_size")
@@ -63,7 +66,7 @@ class Rejected:
     error: VoxelmillError
 
 
-def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[Rejected]]:
+def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[Rejected], int]:
     """Read a samplesheet: UTF-8 (with or without BOM), commas, any line ends.
 
     Parameters
@@ -77,6 +80,8 @@ def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[R
     rows : list of Row
     rejected : list of Rejected
         Rows that cannot be used, each with all that is wrong.
+    images : int
+        How many images all rows name.
 
     Raises
     ------
@@ -115,6 +120,12 @@ def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[R
         faults += [cell_fault(error, values, columns, where) for error in validator.iter_errors(values)]
         if sample.partition(".")[0].lower() in DEVICES:
             faults.append(BadDataError(f"the id {sample!r} is the name of a device in Windows", **where))
+        if sample.lower() in RESULTS:
+            faults.append(
+                BadDataError(
+                    f"the id {sample!r} is the name of a result of every run", **where, remedy="rename the sample"
+                )
+            )
         if sample.lower() in twins:
             faults.append(
                 BadDataError(
@@ -124,7 +135,7 @@ def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[R
                 )
             )
         faults += [
-            ModelMismatchError(
+            UsageError(
                 f"the column {column} starts at {stage}: not in this version", **where, remedy="leave the cell empty"
             )
             for column, stage in LATER.items()
@@ -135,7 +146,7 @@ def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[R
         else:
             others = {name: cell for name, cell in values.items() if name not in ("sample", "image")}
             rows.append(Row(number, sample, names, images, others))
-    return rows, rejected
+    return rows, rejected, position - 1
 
 
 def read_table(path: Path, shown: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -243,7 +254,8 @@ def safe_id(name: str) -> str:
     """An id out of any text; the same for both Unicode forms of a name."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
     text = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).lstrip("._-").rstrip(".")[:ID_LENGTH] or "sample"
-    return f"s_{text}"[:ID_LENGTH] if text.partition(".")[0].lower() in DEVICES else text
+    taken = text.partition(".")[0].lower() in DEVICES or text.lower() in RESULTS
+    return f"s_{text}"[:ID_LENGTH] if taken else text
 
 
 def unique_id(name: str, taken: set[str]) -> str:

@@ -16,9 +16,10 @@ process CHECK_INPUT {
     stdout emit: table
 
     script:
+    def named = sheet ? "--input samplesheet.csv --images ${images instanceof List ? images.size() : 1}" : ''
     """
     ${missing.collect { number -> "rm -r _images/${number}" }.join('\n    ')}
-    check_input.py ${sheet ? '--input samplesheet.csv' : ''} --staged _images --package _package --schema ${schema} ${options}
+    check_input.py ${named} --staged _images --package _package --schema ${schema} ${options}
     """
 
     stub:

@@ -18,7 +18,7 @@ import zarr
 
 from conftest import ROOT
 from voxelmill import check
-from voxelmill.check import Checked, CheckOptions, check_input, name_batches
+from voxelmill.check import Checked, CheckOptions, check_input, is_staged_as, name_batches
 from voxelmill.errors import BadDataError, FaultsError, ModelMismatchError, VoxelmillError, WriteFailedError
 from voxelmill.files import read_json
 from voxelmill.model.config import ModelConfig
@@ -144,7 +144,7 @@ def load_script(name: str) -> Any:
 
 def sheet_of(tmp_path: Path, data: bytes) -> tuple[list, list]:
     (tmp_path / "s.csv").write_bytes(data)
-    return read_sheet(tmp_path / "s.csv", json.loads(SCHEMA.read_text()))
+    return read_sheet(tmp_path / "s.csv", json.loads(SCHEMA.read_text()))[:2]
 
 
 def test_sheet_with_mark_windows_lines_and_blanks(tmp_path: Path) -> None:
@@ -176,7 +176,15 @@ def test_every_fault_of_every_row_is_told(tmp_path: Path) -> None:
         "assemble",
     ):
         assert words in text
-    assert {one.error.code for one in rejected} == {65, 78}
+    assert {one.error.code for one in rejected} == {65, 2}
+
+
+@pytest.mark.parametrize("name", ["Pipeline_Info", "report", "REPORT.html", "outputs.json"])
+def test_no_sample_has_the_name_of_something_published(tmp_path: Path, name: str) -> None:
+    rows, rejected = sheet_of(tmp_path, f"sample,image\n{name},a.tif\n{name}s,b.tif\n".encode())
+    assert [row.sample for row in rows] == [f"{name}s"]
+    assert "is the name of a result" in str(rejected[0].error) and rejected[0].error.code == 65
+    assert rows_of_images({1: f"{name}.tif"})[0].sample == f"s_{name}"
 
 
 @pytest.mark.parametrize(
@@ -202,6 +210,37 @@ def test_sheets_that_are_none(tmp_path: Path, data: bytes, words: str) -> None:
 def test_cells_beyond_the_header(tmp_path: Path) -> None:
     _, rejected = sheet_of(tmp_path, b"sample,image,spacing\na,b.tif,2,1,1\n")
     assert "5 cells under 3 columns" in str(rejected[0].error)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_an_image_under_another_rows_number_is_refused(tmp_path: Path, skip_bad: bool) -> None:
+    """The sheet is read twice, here and where images are staged: what the two make of it must be the same."""
+    for name in ("a.tif", "raw/b.tif", "c.tif", "more/c.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_image(tmp_path / name)
+    sheet = tmp_path / "samplesheet.csv"
+    sheet.write_text("sample,image\na,a.tif\nb,./raw/b.tif\nc,c.tif\n")
+
+    def checked(staged: str, *names: str) -> Checked:
+        folder = stage(tmp_path / staged, names, tmp_path)
+        return check_input(sheet, folder, SCHEMA, model(), CheckOptions(skip_bad=skip_bad), images=len(names))
+
+    assert [entry["id"] for entry in checked("right", "a.tif", "raw/b.tif", "c.tif").samples] == ["a", "b", "c"]
+    with pytest.raises(
+        BadDataError, match=r"'c\.tif' was taken for image 2, the sheet names '\./raw/b\.tif'"
+    ) as caught:
+        checked("moved", "a.tif", "c.tif", "raw/b.tif")
+    assert caught.value.sample == "b"
+    with pytest.raises(BadDataError, match="4 images were found in the samplesheet, 3 are named in it"):
+        checked("shifted", "a.tif", "raw/b.tif", "c.tif", "more/c.tif")
+
+
+def test_staged_names_of_paths_and_addresses() -> None:
+    for name, staged in (("../a b.tif", "a b.tif"), ("v.zarr/", "v.zarr"), ("a%20b.tif", "a%20b.tif")):
+        assert is_staged_as(name, staged)
+    for staged in ("a b.tif", "a%20b.tif", "a b.tif?key=1/2"):
+        assert is_staged_as("https://host/x/a%20b.tif?key=1/2", staged)
+    assert not is_staged_as("a%20b.tif", "a b.tif") and not is_staged_as("https://host/a.tif", "b.tif")
 
 
 def test_rows_of_images() -> None:
@@ -315,7 +354,7 @@ def test_spacing_is_compared_on_the_models_axes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("channel", "expected"), [("0", [0]), ("-1", [1]), ("1", [1]), ("dapi", [0]), ("a;b", [1]), ("2", 65), ("x", 65),
-                              ("0;1", 78), (None, 78)]
+                              ("0;1", 78), ("-1,0", 78), (None, 78)]
 )  # fmt: skip
 def test_channels_of_a_file(tmp_path: Path, channel: str | None, expected: list | int) -> None:
     names = {"axes": "CZYX", "Channel": {"Name": ["dapi", "a;b"]}, "PhysicalSizeX": 1, "PhysicalSizeY": 1,
@@ -331,7 +370,8 @@ def test_channels_of_a_file(tmp_path: Path, channel: str | None, expected: list 
     config = model(channel_names=("a;b", "dapi"))
     with pytest.raises(ModelMismatchError, match="in this order"):
         run(tmp_path, images=["a.tif"], config=config)
-    assert run(tmp_path, images=["a.tif"], config=config, channel="1;0").samples[0]["channel"] == [1, 0]
+    for text in ("1;0", "-1,0"):
+        assert run(tmp_path, images=["a.tif"], config=config, channel=text).samples[0]["channel"] == [1, 0]
 
 
 def test_one_file_per_channel(tmp_path: Path) -> None:
@@ -486,8 +526,15 @@ def test_script_writes_its_files(
     write_package(tmp_path / "package", model())
     stage(tmp_path / "images", ["a.tif"], tmp_path)
     monkeypatch.chdir(tmp_path)
-    arguments = ["--staged", "images", "--package", "package", "--schema", str(SCHEMA), "--memory-budget", "8 GB"]
-    load_script("check_input").main.main(arguments, standalone_mode=False)
+    arguments = ["--staged", "images", "--package", "package", "--schema", str(SCHEMA), "--memory-budget", "8 GB",
+                 "--channel", "-1", "--engine", "bfloat16", "--shard-size", "16"]  # fmt: skip
+    seen: list[CheckOptions] = []
+    script = load_script("check_input")
+    monkeypatch.setattr(
+        script, "check_input", lambda *given, **named: seen.append(given[4]) or check_input(*given, **named)
+    )
+    script.main.main(arguments, standalone_mode=False)
+    assert (seen[0].channel, seen[0].plan.engine, seen[0].plan.shard_size) == ("-1", "bfloat16", 16)
     samples, estimate = read_json(Path("check/samples.json")), read_json(Path("check/estimate.json"))
     record = read_json(Path("check/check.check_input.json"))
     assert [entry["id"] for entry in samples["samples"]] == ["a"] and samples["estimate"]["a"] == estimate

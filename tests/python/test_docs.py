@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from voxelmill import errors
+from voxelmill import __version__, errors
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -60,6 +60,17 @@ def test_samplesheet_columns_are_those_of_the_schema() -> None:
     cells = first_column((ROOT / "docs" / "02_input.md").read_text(), "The samplesheet")
     schema = json.loads((ROOT / "assets" / "schema_input.json").read_text())
     assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(schema["items"]["properties"])
+
+
+def test_images_of_the_containers_have_one_name() -> None:
+    files = [ROOT / "conf" / f"{name}.config" for name in ("apptainer", "docker", "podman")]
+    files += [ROOT / "containers" / "README.md", *PAGES]
+    names = {
+        name
+        for file in files
+        for name in re.findall(r"voxelmill[\w.-]*\.sif|localhost/voxelmill:[\w.]+", file.read_text())
+    }
+    assert names == {f"voxelmill-{__version__}.sif", f"localhost/voxelmill:{__version__}"}
 
 
 def test_every_exit_code_has_its_remedy() -> None:

@@ -458,7 +458,8 @@ def test_script_ends_with_the_right_code(attack: str, folder: Path, tmp_path: Pa
 
 def test_unknown_trainer_is_refused_and_own_networks_are_named(folder: Path, tmp_path: Path) -> None:
     edit_checkpoint(folder, {"trainer_name": "myTrainer"})
-    assert_refused(folder, tmp_path / "model", "myTrainer", "--trust_model")
+    trust = digest_of(find_model(folder, "all", "checkpoint_final.pth"))
+    assert_refused(folder, tmp_path / "model", "myTrainer", f"--trust_model {trust}")
     edit_checkpoint(folder, {"trainer_name": "nnUNet_Primus_M_Trainer"})
     assert_refused(folder, tmp_path / "model", "nnUNet_Primus_M_Trainer", error=ModelMismatchError)
 

@@ -55,11 +55,63 @@ def test_every_param_has_help_and_a_type() -> None:
         assert rule["type"] in ("string", "boolean", "integer", "number"), name
 
 
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [("0", True), ("-1", True), ("2,0", True), ("-1;0", True), ("dapi", False), ("0,", False), ("0 1", False)],
+)
+def test_channels_that_the_param_takes(text: str, fits: bool) -> None:
+    assert bool(re.fullmatch(schema_properties()["channel"]["pattern"], text)) == fits
+
+
+def test_the_check_estimates_with_the_options_of_the_plan() -> None:
+    lists = dict(re.findall(r"(check|plan): flags\(values, \[(.*)\]\)", (ROOT / "main.nf").read_text()))
+    names = {stage: set(re.findall(r"'(\w+)'", text)) for stage, text in lists.items()}
+    assert names["plan"] <= names["check"]
+    for stage, script in (("check", "check_input"), ("plan", "plan_tiles")):
+        text = (ROOT / "bin" / f"{script}.py").read_text()
+        assert {f"--{name.replace('_', '-')}" for name in names[stage]} <= set(
+            re.findall(r'option\("(--[\w-]+)"', text)
+        )
+
+
+FUNCTIONS = """
+include {{ isImage }} from '{functions}/inputs'
+include {{ failure }} from '{functions}/closing'
+
+workflow {{
+    def names = ['a.TIF', 'a.ome.btf', 'a.tf2', 'a.tf8', 'a.nii.gz', 'a.txt']
+    println('images: ' + names.findAll {{ name -> isImage(file(name)) }})
+    ['faults', 'killed'].each {{ name ->
+        def report = "Error executing process > 'CHECK_INPUT'\\n\\nWork dir:\\n  ${{projectDir}}/${{name}}"
+        println(failure(report).join('\\n'))
+    }}
+}}
+"""
+
+
 @pytest.mark.nextflow
-def test_all_faults_of_a_command_line_come_in_one_message(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parser", ["v1", "v2"])
+def test_names_of_images_and_last_words(parser: str, tmp_path: Path) -> None:
+    faults = "\n\n".join(f"error:    fault {n}\nsample:   s{n}\ndo:       mend it" for n in range(1, 21))
+    for name, text in (("faults", f"warning: old\n{faults}"), ("killed", "\n".join(map(str, range(30))))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".command.err").write_text(text)
+    (tmp_path / "main.nf").write_text(FUNCTIONS.format(functions=ROOT / "functions"))
+    said = nextflow(tmp_path, "-q", "run", "main.nf", parser=parser).stdout
+    assert "images: [a.TIF, a.ome.btf, a.tf2, a.tf8, a.nii.gz]" in said
+    first, second = said.split("Task CHECK_INPUT:")[1:]
+    assert "warning: old" not in first and "fault 1\n" in first and "fault 10\n" in first and "fault 11" not in first
+    assert f"39 more lines in {tmp_path}/faults/.command.err" in first
+    assert "29" in second and " 17\n" not in second
+
+
+@pytest.mark.nextflow
+@pytest.mark.parametrize("parser", ["v1", "v2"])
+def test_all_faults_of_a_command_line_come_in_one_message(parser: str, tmp_path: Path) -> None:
+    (tmp_path / "table.txt").touch()
     run = nextflow(
         tmp_path, "run", ROOT, "--imput", "x.tif", "--step_size", "2", "--engine", "fast", "--threads", "0.5",
-        "--box", "$(touch evil)", parser="v2",
+        "--box", "$(touch evil)", "--channel", "dapi", "--outdir", "table.txt/results", parser=parser,
     )  # fmt: skip
     assert run.returncode == 1
     for fault in (
@@ -70,6 +122,8 @@ def test_all_faults_of_a_command_line_come_in_one_message(tmp_path: Path) -> Non
         "--engine must be one of float32, compile, bfloat16, not 'fast'",
         "--threads must be a whole number, not '0.5'",
         "--box cannot be read: '$(touch evil)'",
+        "--channel cannot be read: 'dapi'",
+        f"--outdir: {tmp_path}/table.txt is a file; name another folder",
     ):
         assert fault in run.stdout
     assert "Submitted" not in run.stdout

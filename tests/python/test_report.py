@@ -450,8 +450,40 @@ def test_bad_samples_are_listed_where_they_may_be_skipped(folder: Folder) -> Non
     page = Page(folder.pages()["report.html"])
     assert "Incomplete: 1 of 3 samples" in page.text
     assert "page 7 is cut short" in page.text
-    assert "A task of this sample failed" in page.text
+    assert "IMPORT_IMAGE failed" in page.text
     assert len([a for a in page.all("article")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("records", "failed"),
+    [
+        ([], "IMPORT_IMAGE"),
+        (["import_image"], "PLAN_TILES"),
+        (["import_image", "plan_tiles"], "PREDICT_TILES"),
+        (["import_image", "plan_tiles", "predict_tiles", "stitch_blocks"], "PREDICT_TILES"),
+        (["import_image", "plan_tiles", "predict_tiles", "predict_tiles"], "STITCH_BLOCKS"),
+        (
+            ["import_image", "plan_tiles", "predict_tiles", "predict_tiles", "stitch_blocks"],
+            "STITCH_BLOCKS or COMPOSE_STORE",
+        ),
+    ],
+)
+def test_the_process_that_failed_is_named_with_its_log(folder: Folder, records: list[str], failed: str) -> None:
+    """Half of the windows are in each prediction task; records of another sample prove nothing."""
+    folder.params["params"]["on_bad_sample"] = "skip"
+    folder.sample("lost", labels=False)
+    folder.sample("here")
+    windows = {"plan_tiles": 12, "predict_tiles": 6}
+    for part, process in enumerate(records):
+        counts = {"lost": {"windows": windows[process], "computed": windows[process]}} if process in windows else {}
+        folder.record(
+            process, "lost", part=str(part), counts=counts | ({"device": "cpu"} if "predict" in process else {})
+        )
+    for process in ("import_image", "plan_tiles", "stitch_blocks"):
+        folder.record(process, "here")
+    reason = folder.collect().failed[0].failure
+    assert reason is not None and reason.startswith(f"{failed} failed")
+    assert ".command.err" in reason and "pipeline_info/trace.txt" in reason and "tag lost " in reason
 
 
 def test_a_plan_has_pictures_but_no_labels(folder: Folder) -> None:

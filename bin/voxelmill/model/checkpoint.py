@@ -9,6 +9,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,7 @@ def pack_folder(model: ModelFolder, out: Path, spacing_unit: str, trust: str | N
                     spacing_unit=spacing_unit,
                     fingerprint=fingerprint,
                     trusted=trusted,
+                    digest=partial(digest_of, model),
                 )
             check_same_training(first, found, file)
             add_weights(package, fold, config, found.weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from voxelmill.errors import BadDataError, ModelMismatchError, RefusedError
@@ -57,6 +57,7 @@ def config_from_plans(
     spacing_unit: str = "auto",
     fingerprint: Mapping[str, Any] | None = None,
     trusted: bool = False,
+    digest: Callable[[], str] | None = None,
 ) -> tuple[ModelConfig, list[str]]:
     """Configuration of a trained model.
 
@@ -73,6 +74,9 @@ def config_from_plans(
         Contents of ``dataset_fingerprint.json``.
     trusted : bool
         The user vouches for the model: a trainer that nobody knows is taken to use the network of the plans.
+    digest : callable, optional
+        Gives what the user would have to name to vouch for the model. Called for a refusal only: it reads every
+        checkpoint.
 
     Returns
     -------
@@ -88,7 +92,7 @@ def config_from_plans(
     BadDataError
         The files are incomplete or contradict themselves.
     """
-    warnings = check_trainer(trainer, trusted)
+    warnings = check_trainer(trainer, trusted, digest)
     try:
         settings = resolve_configuration(plans, configuration)
         refuse_unsupported(plans, settings, configuration)
@@ -138,7 +142,7 @@ def config_from_plans(
     return ModelConfig(**{**vars(config), "spacing_unit": unit}), warnings + ([warning] if warning else [])
 
 
-def check_trainer(trainer: str, trusted: bool) -> list[str]:
+def check_trainer(trainer: str, trusted: bool, digest: Callable[[], str] | None) -> list[str]:
     """Raise unless the trainer's network is the one of the plans, or one that can be derived from them.
 
     Returns
@@ -162,7 +166,7 @@ def check_trainer(trainer: str, trusted: bool) -> list[str]:
     raise RefusedError(
         f"unknown trainer {shorten(trainer)}: it may build another network than plans.json says",
         expected="one of nnU-Net's own trainers",
-        remedy="if it uses the network of plans.json, vouch for the model with --trust_model sha256:...",
+        remedy=digest and f"if it uses the network of plans.json, vouch for the model with --trust_model {digest()}",
     )
 
 

@@ -22,8 +22,6 @@ ORDER = (
 PREDICTION = "predict_tiles"
 """The process whose counts are ``{sample: {"windows", "computed", "reused", "piece_bytes"}, "device": name}``."""
 
-NEVER_ARRIVED = "A task of this sample failed; its log says why."
-
 ESTIMATES = {
     "windows": ("Windows", "count"),
     "seconds": ("Prediction, tasks one after another", "seconds"),
@@ -287,7 +285,31 @@ def _sample(entry: Mapping[str, Any], files: _Staged, told: Mapping[str, list[st
         computed=computed,
         reused=reused,
         warnings=_unique(warnings),
-        failure=NEVER_ARRIVED if missing else None,
+        failure=_failure(entry, files.records) if missing else None,
+    )
+
+
+def _failure(entry: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> str:
+    """Which task failed, as far as the records of those that did not can tell, and where its log is."""
+    sample, batch = entry["id"], entry["batch"]
+    own = [record for record in records if record["name"] == batch]
+    done = {record["process"] for record in own}
+    planned = sum(
+        record["counts"].get(sample, {}).get("windows", 0) for record in own if record["process"] == "plan_tiles"
+    )
+    if "import_image" not in done:
+        failed = "IMPORT_IMAGE"
+    elif "plan_tiles" not in done:
+        failed = "PLAN_TILES"
+    elif _windows(own, sample, "windows") < planned:
+        failed = "PREDICT_TILES"
+    elif planned and "stitch_blocks" not in done:
+        failed = "STITCH_BLOCKS"
+    else:
+        failed = "STITCH_BLOCKS or COMPOSE_STORE"
+    return (
+        f"{failed} failed. Its log is the file .command.err in the folder (workdir) that pipeline_info/trace.txt gives "
+        f"for the task of that name and of the tag {batch} that has the status FAILED."
     )
 
 
