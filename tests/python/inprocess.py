@@ -13,13 +13,14 @@ import zarr
 from scipy.ndimage import gaussian_filter
 
 from voxelmill.compose import compose_store
+from voxelmill.ensemble import prepared
 from voxelmill.formats.base import ImageSource
 from voxelmill.image import Box, ImageInfo, StoredImage, slices
 from voxelmill.importing import SampleSpec, import_image
 from voxelmill.model.config import ModelConfig
 from voxelmill.plan import Plan
 from voxelmill.planning import Options, make_plan
-from voxelmill.predict import Counts, predict_tiles, prepared
+from voxelmill.predict import Counts, predict_tiles
 from voxelmill.reader import NetworkImage
 from voxelmill.stitch import stitch_block
 

@@ -18,12 +18,12 @@ from inprocess import Result, imported, predicted, textured
 from models import make_model_folder
 from reference import Reference, predict_reference
 from voxelmill.blend import REGION_THRESHOLD, gaussian_weights
+from voxelmill.ensemble import with_onednn
 from voxelmill.model.checkpoint import pack_model
 from voxelmill.model.config import ModelConfig
 from voxelmill.model.network import load_networks
 from voxelmill.phantom import tubes
 from voxelmill.planning import Options, window_starts
-from voxelmill.predict import with_onednn
 
 TORCH_RESAMPLING = {
     "resampling_data": "resample_torch_fornnunet",

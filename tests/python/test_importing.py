@@ -13,7 +13,8 @@ from inprocess import array_source, textured
 from voxelmill.errors import BadDataError
 from voxelmill.formats import open_image
 from voxelmill.image import ImageInfo, StoredImage
-from voxelmill.importing import STEP_BYTES, SampleSpec, import_image, percentile8, step_boxes
+from voxelmill.importing import STEP_BYTES, SampleSpec, import_image, step_boxes
+from voxelmill.statistics import percentile8
 
 BORDER = ((3, 2), (4, 0), (1, 5))
 
