@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# a machine that is busy is no fault of the code
+settings.register_profile("voxelmill", deadline=None)
+settings.load_profile("voxelmill")
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def axis_of(
     )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data())
 def test_segments_partition_an_axis(data: st.DataObject) -> None:
     """Every cropped voxel is in one segment, which names exactly the tiles whose windows its value depends on."""
