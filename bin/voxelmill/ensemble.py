@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch._inductor.config
 
 from voxelmill.errors import DeviceAbsentError
 from voxelmill.plan import Plan
@@ -63,6 +64,8 @@ def with_onednn(network: torch.nn.Module) -> torch.nn.Module:
 def prepared(network: torch.nn.Module, plan: Plan) -> Network:
     """The network as the plan's engine runs it."""
     if plan.engine == "compile":
+        # weights become constants: only then do compiled convolutions run in oneDNN, with weights laid out once
+        torch._inductor.config.freezing = True
         return torch.compile(network)
     return with_onednn(network) if (plan.engine, plan.device) == ("float32", "cpu") else network
 

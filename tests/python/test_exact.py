@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -267,3 +271,30 @@ def test_region_threshold_is_that_of_torch() -> None:
     logits = np.concatenate([logits, logits * (1 + 2.0**-26), logits * (1 - 2.0**-26)])
     theirs = (torch.sigmoid(torch.from_numpy(logits).float()) > 0.5).numpy()
     assert np.array_equal(logits > REGION_THRESHOLD, theirs)
+
+
+@pytest.mark.parametrize(("engine", "allowed"), [("bfloat16", 0.02), ("compile", 0.0)])
+def test_other_engines(engine: str, allowed: float, tmp_path: Path) -> None:
+    """Declared routes to more speed: the share of voxels whose label changes is small, or none."""
+    if engine == "compile" and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    case = Case((16, 16, 16), (40, 40, 40))
+    _, config, networks = packed(case, tmp_path)
+    image = textured(case.shape, seed=1)
+    labels = {}
+    for name in ("float32", engine):
+        out = tmp_path / name
+        info = imported(image, out)
+        options = Options(threads=1, shard_size=16, tile_size=(16, 16, 16), mirroring=False, engine=name)
+        labels[name] = predicted(config, copy.deepcopy(networks), info, out, options).labels
+    differs = (labels["float32"] != labels[engine]).mean()
+    assert differs <= allowed
+    assert len(np.unique(labels[engine])) == 3
+    if engine == "bfloat16":
+        assert differs > 0
+
+
+def test_prediction_does_not_import_nnunet() -> None:
+    code = "import sys, voxelmill.predict; print('torch' in sys.modules, 'nnunetv2' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "bin", capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["True", "False"]
