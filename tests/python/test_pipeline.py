@@ -31,8 +31,6 @@ from voxelmill.planning import Options
 
 pytestmark = [pytest.mark.nextflow, pytest.mark.slow]
 
-# a quarter of the light-sheet chunk: the whole of it takes minutes
-BOX = ((0, 128), (128, 256), (0, 128))
 SMALL = ("--mirroring", "off", "--threads", "1", "--memory_budget", "2 GB")
 
 
@@ -103,9 +101,8 @@ def test_same_bytes_after_a_kill_as_in_one_process(shared_data: Path, tmp_path: 
     model = ROOT / "assets" / "demo_model"
     (tmp_path / "samples.csv").write_text(f"sample,image\ns,{image}\n")
     # a task of its own for each of the 2 x 2 x 2 tiles, and one for each of the blocks
-    cut = ("--shard_size", "64", "--tile_size", "64", "--task_minutes", "0.001")
-    box = ("--box", ",".join(f"{start}:{stop}" for start, stop in BOX))
-    arguments = ("--input", "samples.csv", "--model", model, "--model_spacing_unit", "um", *box, *cut, *SMALL)
+    cut = ("--shard_size", "64", "--tile_size", "64,128,128", "--task_minutes", "0.001")
+    arguments = ("--input", "samples.csv", "--model", model, "--model_spacing_unit", "um", *cut, *SMALL)
     predictions, stitches = ({f"{name} (s {n})" for n in range(8)} for name in ("PREDICT_TILES", "STITCH_BLOCKS"))
     before = {"PACK_MODEL", "CHECK_INPUT", "IMPORT_IMAGE (s)"}
     others = {"PLAN_TILES (s)", "COMPOSE_STORE (s)", "BUILD_REPORT"}
@@ -136,7 +133,7 @@ def test_same_bytes_after_a_kill_as_in_one_process(shared_data: Path, tmp_path: 
     )
     with open_image(image) as source:
         assert source.spacing is not None
-        spec = SampleSpec("s", (0,), source.spacing, "um", "file", box=BOX)
+        spec = SampleSpec("s", (0,), source.spacing, "um", "file")
         info = import_image([source], spec, tmp_path / "one")
     options = Options(mirroring=False, threads=1, shard_size=64)
     one = predicted(config, load_networks(tmp_path / "package", config), info, tmp_path / "one", options)
