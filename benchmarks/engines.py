@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -60,7 +60,13 @@ def main(folder: Path, shape: str, rounds: int, what: str) -> None:
     print(machine(), flush=True)
     if what != "settings":
         os.environ |= KEPT_BY_ALLOCATOR | SPIN
-        print(table(("network alone", "ms per window", "fastest"), apart(network_speed, package)), flush=True)
+        print(
+            table(
+                ("network alone", "ms per window", "fastest"),
+                apart(network_speed, package, chain.folder / "volume.plan.json"),
+            ),
+            flush=True,
+        )
     for variants in [SETTINGS] * (what != "engines") + [ENGINES] * (what != "settings"):
         for number in range(rounds):
             for variant in variants:
@@ -68,20 +74,24 @@ def main(folder: Path, shape: str, rounds: int, what: str) -> None:
         print(f"\n{shape}, medians of {rounds} interleaved rounds\n\n{summary(variants)}\n", flush=True)
 
 
-def network_speed(package: Path) -> list[list[str]]:
+def network_speed(package: Path, plan_file: Path) -> list[list[str]]:
     """Median and shortest time of one window in each engine when warm, interleaved; first as nnU-Net runs it."""
     import sys
 
     sys.path.insert(0, str(SCRIPTS))
     import torch
 
+    from voxelmill.ensemble import prepared, use_device
     from voxelmill.model.network import load_networks
     from voxelmill.model.package import load_config
-    from voxelmill.predict import use_device, with_onednn
+    from voxelmill.plan import Plan
 
     config, device = load_config(package), use_device("cpu", 2)
-    plain, onednn, compiled, half = (load_networks(package, config, device)[0] for _ in range(4))
-    networks = {"eager": plain, "float32": with_onednn(onednn), "compile": torch.compile(compiled), "bfloat16": half}
+    plan = Plan.load(plan_file)
+    plain, *others = (load_networks(package, config, device)[0] for _ in range(1 + len(ENGINES)))
+    networks = {"nnU-Net's own": plain}
+    for variant, network in zip(ENGINES, others, strict=True):
+        networks[variant.engine] = prepared(network, replace(plan, engine=variant.engine))
     window = torch.randn(1, config.channels, *config.patch_size)
     times: dict[str, list[float]] = {name: [] for name in networks}
     with torch.inference_mode():

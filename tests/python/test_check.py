@@ -17,10 +17,12 @@ import tifffile
 import zarr
 
 from conftest import ROOT
-from voxelmill import check
-from voxelmill.check import Checked, CheckOptions, check_input, is_staged_as, name_batches
+from voxelmill import forecast
+from voxelmill.check import check_input, is_staged_as
 from voxelmill.errors import BadDataError, FaultsError, ModelMismatchError, VoxelmillError, WriteFailedError
 from voxelmill.files import read_json
+from voxelmill.fit import CheckOptions
+from voxelmill.forecast import Checked, name_batches
 from voxelmill.model.config import ModelConfig
 from voxelmill.model.package import load_config, new_package, weights_name
 from voxelmill.samplesheet import read_sheet, rows_of_images
@@ -276,7 +278,7 @@ def test_entry_of_samples_json(tmp_path: Path) -> None:
         }
     ]  # fmt: skip
     assert result.skipped == [] and result.total["windows"] > 0
-    assert "a       6 20 20  2 1 1" in check.table(result)
+    assert "a       6 20 20  2 1 1" in forecast.table(result)
 
 
 def test_all_faults_of_all_samples_at_once(tmp_path: Path) -> None:
@@ -514,7 +516,7 @@ def test_small_samples_share_batches() -> None:
 
 def test_work_that_does_not_fit_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_image(tmp_path / "a.tif")
-    monkeypatch.setattr(check.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr(forecast.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(WriteFailedError, match="10 B free"):
         run(tmp_path, images=["a.tif"])
 

@@ -1,0 +1,283 @@
+"""Whether an image fits a model: channels, axes, spacing, shape, and the part of it to work on."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from voxelmill.errors import (
+    BadDataError,
+    ModelMismatchError,
+)
+from voxelmill.formats import ImageSource
+from voxelmill.formats.spacing import Triple, checked, micrometres_per
+from voxelmill.image import Box
+from voxelmill.model.config import ModelConfig
+from voxelmill.planning import REORIENTING_READERS, Options, ras_orientation
+from voxelmill.samplesheet import Row, printable
+
+MISMATCH, REMARKABLE = 3.0, 1.5
+"""Ratios of image and model spacing that are an error and worth a warning."""
+
+DIFFERENT = 1.01
+"""Ratio of a given spacing and the file's from which on the user is told."""
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What the user chose for all samples; a samplesheet's cells come first.
+
+    ``spacing``, ``unit``, ``channel`` and ``box`` are the texts of the params, None where absent.
+    """
+
+    channel: str | None = None
+    intensity: str = "none"
+    flip: str = "none"
+    spacing: str | None = None
+    unit: str | None = None
+    box: str | None = None
+    preview: bool = False
+    skip_bad: bool = False
+    fill_missing: bool = False
+    nonfinite: str = "error"
+    full: bool = False
+    allow_spacing_mismatch: bool = False
+    plan: Options = field(default_factory=Options)
+
+
+def choose_channels(sources: Sequence[ImageSource], wanted: str | None, config: ModelConfig) -> tuple[int, ...]:
+    """Channels of the file in the model's order; their number must be the model's."""
+    if len(sources) > 1:
+        return channels_of_files(sources, wanted, config)
+    source = sources[0]
+    count = source.shape[0]
+    if wanted is None:
+        if source.rgb and config.channels != 3:
+            raise BadDataError(
+                f"an RGB image, axes {source.axes.upper()}",
+                expected=f"{config.channels} grey: {', '.join(config.channel_names)}",
+                remedy="save it as a grey image, or choose one colour with --channel or the column channel",
+            )
+        refuse_order(source, config)
+        chosen = tuple(range(count))
+    else:
+        chosen = parse_channels(wanted, count, source.channel_names)
+    if len(chosen) != config.channels:
+        raise wrong_channels(describe(source, chosen), config)
+    return chosen
+
+
+def channels_of_files(sources: Sequence[ImageSource], wanted: str | None, config: ModelConfig) -> tuple[int, ...]:
+    """Every file is a channel."""
+    if wanted is not None:
+        raise BadDataError(
+            "channel is given for a sample with one file per channel",
+            remedy="leave out --channel and the column channel, or name a single file",
+        )
+    several_inside = [source.path.name for source in sources if source.shape[0] > 1]
+    if several_inside:
+        raise BadDataError(
+            f"{printable(several_inside[0])} has several channels",
+            expected="one channel per file where the sample lists several files",
+        )
+    if len(sources) != config.channels:
+        raise wrong_channels([f"{len(sources)} files"], config)
+    return tuple(range(len(sources)))
+
+
+def parse_channels(text: str, count: int, names: Sequence[str]) -> tuple[int, ...]:
+    """``0``, ``-1``, ``0;2`` or names of channels -> indices from 0."""
+    parts = [text] if text in names else [part.strip() for part in re.split("[;,]", text)]
+    chosen = []
+    for part in parts:
+        index = names.index(part) if part in names else int(part) if re.fullmatch(r"-?\d{1,4}", part) else None
+        if index is None or not -count <= index < count:
+            raise BadDataError(
+                f"there is no channel {printable(part)!r}",
+                expected=f"{-count} to {count - 1}"
+                + (f", or in the samplesheet one of {', '.join(map(printable, names))}" if names else ""),
+            )
+        chosen.append(index % count)
+    return tuple(chosen)
+
+
+def describe(source: ImageSource, chosen: Sequence[int]) -> list[str]:
+    return [printable(source.channel_names[i]) if i < len(source.channel_names) else f"channel {i}" for i in chosen]
+
+
+def refuse_order(source: ImageSource, config: ModelConfig) -> None:
+    """Refuse channels that have the model's names in another order."""
+    here = [name.lower() for name in source.channel_names]
+    there = [name.lower() for name in config.channel_names]
+    if here != there and sorted(here) == sorted(there):
+        raise ModelMismatchError(
+            f"the image's channels are {', '.join(source.channel_names)}",
+            expected=f"{', '.join(config.channel_names)}, in this order",
+            remedy=channel_remedy(here.index(name) for name in there),
+        )
+
+
+def channel_remedy(order: Iterable[int]) -> str:
+    numbers = [str(index) for index in order]
+    return f"--channel {','.join(numbers)}, or {';'.join(numbers)} in the column channel"
+
+
+def wrong_channels(found: Sequence[str], config: ModelConfig) -> ModelMismatchError:
+    return ModelMismatchError(
+        f"{len(found)} channels in the image: {', '.join(found[:20])}",
+        expected=f"{config.channels} channels of the model: {', '.join(config.channel_names)}",
+        remedy=f"choose channels in the model's order, as in: {channel_remedy((0, 2))}",
+    )
+
+
+def check_dimensions(source: ImageSource, config: ModelConfig) -> None:
+    """A plane without z goes to a 2d model only."""
+    if "z" not in source.axes and config.dimensions == 3:
+        raise BadDataError(
+            f"a 2D image, axes {source.axes.upper()}",
+            expected="axes ZYX: the model is 3D",
+            remedy="use a 2d model, or name the axes of a stack in the column axes",
+        )
+
+
+def network_axes(config: ModelConfig, source: ImageSource) -> tuple[int, ...]:
+    """Image axis (z, y, x) behind each axis of the network."""
+    axes: Sequence[int] = (0, 1, 2)
+    if config.reader in REORIENTING_READERS and source.affine is not None:
+        axes, _ = ras_orientation(tuple(tuple(map(float, row)) for row in source.affine))
+    return tuple(axes[i] for i in config.transpose_forward)
+
+
+def model_spacing(config: ModelConfig, source: ImageSource, spacing: Triple, unit: str) -> Triple:
+    """The model's spacing along the image's z, y, x in micrometres; the image's own where nothing is resampled."""
+    factor = micrometres_per(config.spacing_unit)
+    if factor is None or unit == "pixel":
+        return spacing
+    own = list(spacing)
+    for axis, length in zip(reversed(network_axes(config, source)), reversed(config.spacing), strict=False):
+        own[axis] = length * factor
+    return own[0], own[1], own[2]
+
+
+def resolve_spacing(
+    row: Row, options: CheckOptions, sources: Sequence[ImageSource]
+) -> tuple[Triple, str, str, list[str]]:
+    """Spacing (z, y, x), unit, origin and warnings: the sheet's, the param's, or the file's."""
+    unit = row.get("unit") or options.unit or "um"
+    text, origin = row.get("spacing"), "samplesheet"
+    if text is None:
+        text, origin = options.spacing, "--spacing"
+    if text == "pixel" or (unit == "pixel" and text is None):
+        return (1.0, 1.0, 1.0), "pixel", "no physical size", []
+    file = next((source for source in sources if source.spacing is not None), None)
+    if text is not None:
+        if unit == "pixel":
+            raise BadDataError(f"spacing {printable(text)} with unit pixel", expected="one or the other")
+        spacing = parse_spacing(text, unit, origin)
+        told = []
+        if file is not None and ratio(spacing, file.spacing or spacing) > DIFFERENT:
+            told = [
+                f"{origin} gives {shown_spacing(spacing)}, the file {shown_spacing(file.spacing)}: the first is used"
+            ]
+        return spacing, "um", origin, told
+    if file is None or file.spacing is None:
+        raise BadDataError(
+            "the file gives no voxel size" + "".join(f"; {text}" for text in sources[0].warnings),
+            remedy="give spacing: the columns spacing (z;y;x) and unit, or --spacing z,y,x --unit um; --unit pixel for "
+            "an image without physical size",
+        )
+    return file.spacing, "um", file.spacing_origin, []
+
+
+def parse_spacing(text: str, unit: str, origin: str) -> Triple:
+    """``z,y,x`` or one number for all axes, in a unit -> micrometres."""
+    factor = micrometres_per(unit)
+    try:
+        numbers = [float(part) for part in re.split(r"[;,\s]+", text.strip())]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 3) or factor is None:
+        raise BadDataError(f"spacing {printable(text)!r} {unit}", expected="three lengths z,y,x or one for all axes")
+    lengths = numbers * 3 if len(numbers) == 1 else numbers
+    return checked([length * factor for length in lengths], origin=origin)
+
+
+def ratio(one: Sequence[float], other: Sequence[float]) -> float:
+    """Largest factor between two spacings on an axis."""
+    return max(max(a / b, b / a) for a, b in zip(one, other, strict=True))
+
+
+def shown_spacing(spacing: Sequence[float] | None) -> str:
+    return " x ".join(f"{length:.4g}" for length in spacing or ()) + " um (z, y, x)"
+
+
+def compare_spacing(spacing: Triple, model: Triple, allow: bool) -> list[str]:
+    """Warnings, or ModelMismatchError, where the image's voxels are not those that the model learned from."""
+    factor = ratio(spacing, model)
+    found = f"the spacing is {shown_spacing(spacing)}, the model's {shown_spacing(model)}: a factor of {factor:.3g}"
+    if factor > MISMATCH and not allow:
+        raise ModelMismatchError(
+            found,
+            expected=f"at most a factor of {MISMATCH:g} on each axis",
+            remedy="correct --spacing, --unit or --model_spacing_unit; --allow_spacing_mismatch if both are right",
+        )
+    return [found] if factor > REMARKABLE else []
+
+
+def compare_shape(shape: Sequence[int], source: ImageSource, config: ModelConfig) -> list[str]:
+    """A warning where the image is much smaller than all that the model learned from; larger is what tiling is for."""
+    trained = (config.fingerprint or {}).get("shapes_after_crop") or []
+    sizes = np.array([size for size in trained if len(size) == 3], dtype=float).reshape(-1, 3)
+    if not len(sizes):
+        return []
+    smallest = sizes.min(axis=0)
+    axes = [i for i in range(3) if (i > 0 or "z" in source.axes) and shape[i] < smallest[i] / 4]
+    if not axes:
+        return []
+    named = ", ".join(f"{'zyx'[i]} {shape[i]} (smallest {smallest[i]:g})" for i in axes)
+    return [f"the image is much smaller than the model's training images: {named}"]
+
+
+def choose_box(
+    source: ImageSource, config: ModelConfig, options: CheckOptions, spacing: Triple, model: Triple
+) -> tuple[Box | None, list[str]]:
+    """The part of the image to work on, None for all of it, and warnings."""
+    size = source.shape[1:]
+    if options.box is not None:
+        return parse_box(options.box, size)
+    if not options.preview:
+        return None, []
+    patch = [1, *config.patch_size][-3:]
+    wanted = [1, 1, 1]
+    for axis, length in zip(network_axes(config, source), patch, strict=True):
+        wanted[axis] = max(1, math.ceil(2 * length * model[axis] / spacing[axis]))
+    pairs = []
+    for length, wish in zip(size, wanted, strict=True):
+        kept = min(length, wish)
+        start = (length - kept) // 2
+        pairs.append((start, start + kept))
+    return (pairs[0], pairs[1], pairs[2]), []
+
+
+def parse_box(text: str, size: Sequence[int]) -> tuple[Box, list[str]]:
+    """``z0:z1,y0:y1,x0:x1``, ends optional -> box inside the image, and a warning where it was clipped."""
+    match = re.fullmatch(r"(\d*):(\d*),(\d*):(\d*),(\d*):(\d*)", text)
+    if not match:
+        raise BadDataError(f"box {printable(text)!r}", expected="z0:z1,y0:y1,x0:x1 in voxels")
+    numbers = [int(part) if part else None for part in match.groups()]
+    pairs = []
+    clipped = False
+    for start, stop, length in zip(numbers[::2], numbers[1::2], size, strict=True):
+        first, last = start or 0, length if stop is None else min(stop, length)
+        clipped |= stop is not None and stop > length
+        if first >= last:
+            raise BadDataError(
+                f"box {text} holds no voxel of the image", expected=f"a part of {' x '.join(map(str, size))} (z, y, x)"
+            )
+        pairs.append((first, last))
+    told = [f"box {text} reaches beyond the image: it was clipped"] if clipped else []
+    return (pairs[0], pairs[1], pairs[2]), told
