@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 
-from voxelmill.check import CheckOptions, check_input, table
+from voxelmill.check import check_input
 from voxelmill.errors import UsageError
 from voxelmill.files import write_json
+from voxelmill.fit import CheckOptions
+from voxelmill.forecast import table
 from voxelmill.model.package import load_config
 from voxelmill.planning import Options
 from voxelmill.schedule import tile_shape
