@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,18 @@ class Chain:
         for name in (f"{SAMPLE}.plan.json", f"{SAMPLE}.tiles.csv", f"{SAMPLE}.blocks.csv"):
             self._link(self.folder / SAMPLE / name, self.folder / name)
 
-    def predict(self, environment: Mapping[str, str] | None = None) -> None:
-        """All tasks of the plan, one after another; the environment is the module's unless given."""
+    def predict(self, environment: Mapping[str, str] | None = None, workers: int = 1) -> None:
+        """All tasks of the plan, ``workers`` at a time; the environment is the module's unless given."""
         rows = self.rows("tiles")
         given = {**KEPT_BY_ALLOCATOR, "GOMP_SPINCOUNT": "1000", "OMP_NUM_THREADS": rows[0]["threads"]}
-        for number in sorted({int(row["task"]) for row in rows}):
-            task = ("--batch", SAMPLE, "--task", str(number), "--package", self.package)
-            self._script("predict_tiles", *task, environment=given if environment is None else environment)
+
+        def task(number: int) -> None:
+            args = ("--batch", SAMPLE, "--task", str(number), "--package", self.package)
+            log = f"predict_tiles.{number}"
+            self._script("predict_tiles", *args, environment=given if environment is None else environment, log=log)
+
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(task, sorted({int(row["task"]) for row in rows})))
         self._link_all("*.piece")
 
     def assemble(self) -> None:
@@ -85,11 +91,16 @@ class Chain:
         return json.loads(path.read_text())
 
     def _script(
-        self, name: str, *args: str | Path, stdin: str = "", environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *args: str | Path,
+        stdin: str = "",
+        environment: Mapping[str, str] | None = None,
+        log: str | None = None,
     ) -> None:
         use = run(
             [SCRIPTS / f"{name}.py", *args],
-            log=self.folder / f"{name}.log",
+            log=self.folder / f"{log or name}.log",
             folder=self.folder,
             environment={"OMP_NUM_THREADS": "1", **(environment or {})},
             stdin=stdin,

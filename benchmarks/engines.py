@@ -115,7 +115,7 @@ def measure(chain: Chain, variant: Variant, labels: bool) -> None:
     caches = {"TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "TRITON_CACHE_DIR": str(cache / "triton")}
     chain.predict({**variant.environment, **caches, "OMP_NUM_THREADS": str(variant.threads)})
     variant.uses.append(chain.uses[-1][1])
-    log = (chain.folder / "predict_tiles.log").read_text()
+    log = (chain.folder / "predict_tiles.0.log").read_text()
     variant.speeds.append(float(re.findall(r"([\d.]+) windows/s", log)[-1]))
     if labels:
         chain.assemble()

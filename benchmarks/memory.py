@@ -23,8 +23,12 @@ BASE = 128
 @click.option("--patch", default=64, show_default=True, help="Side of the stand-in network's patch.")
 @click.option("--step-size", default="0.5", show_default=True)
 @click.option("--threads", default=2, show_default=True)
+@click.option("--workers", default=1, show_default=True, help="Prediction tasks at a time.")
+@click.option("--task-minutes", default=30.0, show_default=True, help="As in the plan: more make fewer tasks.")
 @click.option("--keep", is_flag=True, help="Keep the files of every volume.")
-def main(folder: Path, shapes: str, patch: int, step_size: str, threads: int, keep: bool) -> None:
+def main(
+    folder: Path, shapes: str, patch: int, step_size: str, threads: int, workers: int, task_minutes: float, keep: bool
+) -> None:
     """Print one row per process: peak in MB for every volume, and the slope in bytes per voxel."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "model", ignore_errors=True)
@@ -40,9 +44,9 @@ def main(folder: Path, shapes: str, patch: int, step_size: str, threads: int, ke
         apart(write_volume, here / "volume.tif", shape)
         start = time.monotonic()
         chain = Chain(here / "run", package, here / "volume.tif")
-        options = ("--tile-size", str(TILE), "--step-size", step_size, "--mirroring", "off", "--threads", str(threads))
-        chain.split("1,1,1", "um", options)
-        chain.predict()
+        options = ["--tile-size", str(TILE), "--step-size", step_size, "--mirroring", "off", "--threads", str(threads)]
+        chain.split("1,1,1", "um", [*options, "--task-minutes", str(task_minutes)])
+        chain.predict(workers=workers)
         chain.assemble()
         uses: dict[str, list[Use]] = {}
         for name, use in chain.uses:
