@@ -245,8 +245,9 @@ def test_equal_constant_windows_are_computed_once(tmp_path: Path) -> None:
     case = Case((16, 16, 16), (64, 64, 64), model={"labels": {"background": 0, "object": 1}})
     model, config, networks = packed(case, tmp_path)
     image = np.full((1, *case.shape), 7, np.uint16)
+    # a second constant on the other side of the mean: mistaken for the first it would change labels
+    image[:, 32:] = 3000
     image[:, :20, :20, :20] = textured((20, 20, 20))
-    image[:, 0, 0, 0] = 9
     info = imported(image, tmp_path / "s")
     options = Options(threads=1, shard_size=16, tile_size=(64, 64, 64), mirroring=False)
     result = predicted(config, networks, info, tmp_path / "s", options)
