@@ -17,7 +17,7 @@ from voxelmill.formats import ImageSource
 from voxelmill.formats.spacing import Triple, checked, micrometres_per
 from voxelmill.image import Box
 from voxelmill.model.config import ModelConfig
-from voxelmill.planning import REORIENTING_READERS, Options, ras_orientation
+from voxelmill.planning import Options, Orientation
 from voxelmill.samplesheet import Row, printable
 
 MISMATCH, REMARKABLE = 3.0, 1.5
@@ -144,21 +144,15 @@ def check_dimensions(source: ImageSource, config: ModelConfig) -> None:
         )
 
 
-def network_axes(config: ModelConfig, source: ImageSource) -> tuple[int, ...]:
-    """Image axis (z, y, x) behind each axis of the network."""
-    axes: Sequence[int] = (0, 1, 2)
-    if config.reader in REORIENTING_READERS and source.affine is not None:
-        axes, _ = ras_orientation(tuple(tuple(map(float, row)) for row in source.affine))
-    return tuple(axes[i] for i in config.transpose_forward)
-
-
 def model_spacing(config: ModelConfig, source: ImageSource, spacing: Triple, unit: str) -> Triple:
     """The model's spacing along the image's z, y, x in micrometres; the image's own where nothing is resampled."""
     factor = micrometres_per(config.spacing_unit)
     if factor is None or unit == "pixel":
         return spacing
     own = list(spacing)
-    for axis, length in zip(reversed(network_axes(config, source)), reversed(config.spacing), strict=False):
+    for axis, length in zip(
+        reversed(Orientation.of(config, source.affine).axes), reversed(config.spacing), strict=False
+    ):
         own[axis] = length * factor
     return own[0], own[1], own[2]
 
@@ -253,7 +247,7 @@ def choose_box(
         return None, []
     patch = [1, *config.patch_size][-3:]
     wanted = [1, 1, 1]
-    for axis, length in zip(network_axes(config, source), patch, strict=True):
+    for axis, length in zip(Orientation.of(config, source.affine).axes, patch, strict=True):
         wanted[axis] = max(1, math.ceil(2 * length * model[axis] / spacing[axis]))
     pairs = []
     for length, wish in zip(size, wanted, strict=True):

@@ -6,6 +6,7 @@ Source of the window grid: ``compute_steps_for_sliding_window`` and ``pad_nd_ima
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,9 @@ TORCH_BYTES = 700_000_000
 SECONDS_PER_MAC = {"cpu": 1 / 70e9, "cuda": 1 / 20e12}
 SECONDS_PER_VALUE = {"cpu": 7e-9, "cuda": 5e-12}
 """What the time estimate assumes (CPU: of one thread): multiply-accumulates, and values that pass a layer."""
+
+Affine = Sequence[Sequence[float]] | np.ndarray
+"""Voxel index (x, y, z) to world, 4 x 4."""
 
 REORIENTING_READERS = ("NibabelIOWithReorient", "SimpleITKIOWithReorient")
 
@@ -88,7 +92,7 @@ def block_cuts(shards: tuple[int, ...], target: float, thinnest: float) -> tuple
     return tuple(cuts)
 
 
-def make_plan(config: ModelConfig, image: ImageInfo, options: Options, orientation: Orientation | None = None) -> Plan:
+def make_plan(config: ModelConfig, image: ImageInfo, options: Options) -> Plan:
     """Plan of one sample.
 
     Raises
@@ -99,10 +103,9 @@ def make_plan(config: ModelConfig, image: ImageInfo, options: Options, orientati
         Where not even the smallest tile fits into ``memory_budget``.
     """
     shard = shard_shape(image.shape, options.shard_size)
-    axes = network_axes(config, image, orientation or Orientation.of(config, image), shard, options.step_size)
-    patch_size = config.patch_size
-    mirror_axes = tuple(config.mirror_axes or ()) if options.mirroring else ()
-    values = tuple(config.foreground_values)
+    orientation = Orientation.of(config, image.affine, image.flip)
+    axes = network_axes(config, image, orientation, shard, options.step_size)
+    mirror_axes = config.mirror_axes if options.mirroring else ()
     plan = Plan(
         sample=image.sample,
         shape=image.shape,
@@ -111,14 +114,14 @@ def make_plan(config: ModelConfig, image: ImageInfo, options: Options, orientati
         origin=image.origin,
         shard=shard,
         axes=axes,
-        patch_size=tuple(patch_size),
+        patch_size=config.patch_size,
         heads=config.heads,
-        regions_class_order=None if config.regions_class_order is None else tuple(config.regions_class_order),
-        values=values,
+        regions_class_order=config.regions_class_order,
+        values=config.foreground_values,
         label_names=label_names(config),
         normalization=normalization_of(config, image),
         mirror_axes=mirror_axes,
-        folds=tuple(config.folds),
+        folds=config.folds,
         step_size=options.step_size,
         device=options.device,
         engine=options.engine,
@@ -153,18 +156,18 @@ class Orientation:
     flips: tuple[bool, ...]
 
     @classmethod
-    def of(cls, config: ModelConfig, image: ImageInfo) -> Orientation:
+    def of(cls, config: ModelConfig, affine: Affine | None, flip: str = "") -> Orientation:
         """The reader's reorientation, then the user's flip, then the model's transposition."""
         axes: tuple[int, ...] = (0, 1, 2)
         flips: tuple[bool, ...] = (False, False, False)
-        if config.reader in REORIENTING_READERS and image.affine is not None:
-            axes, flips = ras_orientation(image.affine)
-        flipped = [flip != ("zyx"[axis] in image.flip) for axis, flip in zip(axes, flips, strict=True)]
+        if config.reader in REORIENTING_READERS and affine is not None:
+            axes, flips = ras_orientation(affine)
+        flipped = [mirrored != ("zyx"[axis] in flip) for axis, mirrored in zip(axes, flips, strict=True)]
         forward = config.transpose_forward
         return cls(tuple(axes[i] for i in forward), tuple(flipped[i] for i in forward))
 
 
-def ras_orientation(affine: tuple[tuple[float, ...], ...]) -> tuple[Index, tuple[bool, ...]]:
+def ras_orientation(affine: Affine) -> tuple[Index, tuple[bool, ...]]:
     """How a NIfTI volume stored as (z, y, x) = (k, j, i) becomes RAS, as nnU-Net's reorienting readers give it."""
     from nibabel.orientations import io_orientation
 

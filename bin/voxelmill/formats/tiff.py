@@ -347,12 +347,7 @@ def check_series(tif: tifffile.TiffFile, every: list[tifffile.TiffPageSeries], c
             remedy="save the image as OME-TIFF, for example with Fiji",
         )
     if len(every) > 1:
-        raise BadDataError(
-            f"the file holds {len(every)} images",
-            file=path,
-            expected="one image in a file",
-            remedy="save each image to a file of its own",
-        )
+        raise several_images(path, len(every))
     declared = prod(series.shape)
     if tif.is_imagej:
         described = int((tif.imagej_metadata or {}).get("images", 1))
@@ -511,16 +506,20 @@ def check_set(xml: Element, path: Path) -> None:
     )
 
 
+def several_images(path: Path, number: int) -> BadDataError:
+    return BadDataError(
+        f"the file holds {number} images",
+        file=path,
+        expected="one image in a file",
+        remedy="save each image to a file of its own",
+    )
+
+
 def check_ome(xml: Element, every: list[tifffile.TiffPageSeries], count: int, path: Path) -> None:
     """Refuse OME-XML that contradicts the pixels."""
     images = [pixels for image in _children(xml, "Image") for pixels in _children(image, "Pixels")]
     if len(images) > 1:
-        raise BadDataError(
-            f"the file holds {len(images)} images",
-            file=path,
-            expected="one image in a file",
-            remedy="save each image to a file of its own",
-        )
+        raise several_images(path, len(images))
     if not images:
         raise _contradiction(path, "the OME-XML describes no image")
     pixels, key = images[0], every[0].keyframe
