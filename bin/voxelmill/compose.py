@@ -10,9 +10,9 @@ import zarr
 
 from voxelmill.errors import TemporaryError
 from voxelmill.files import read_json, write_json
-from voxelmill.image import Box, slices
+from voxelmill.grid import INSTANCES, LabelGrid
+from voxelmill.image import Box, cut_box, slices, whole
 from voxelmill.pictures import PictureBuilder, save_pictures
-from voxelmill.plan import Plan
 from voxelmill.store import (
     CHUNK,
     COLOURS,
@@ -21,7 +21,6 @@ from voxelmill.store import (
     level_shape,
     link,
     multiscales,
-    shard_boxes,
     write_group,
     write_label_shard,
 )
@@ -31,21 +30,24 @@ FULL = 0.999
 """Share of one class above which a mask is reported as full."""
 
 
-def compose_store(plan: Plan, blocks: Path, out: Path) -> dict[str, Any]:
-    """Link the blocks' shards into one NGFF labels group, fill what no window reaches, add the top of the pyramid.
+def compose_store(grid: LabelGrid, blocks: Path, out: Path, linked: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Link the blocks' shards into one NGFF labels group, fill what has no block, add the top of the pyramid.
 
     Parameters
     ----------
-    plan : Plan
+    grid : LabelGrid
     blocks : Path
-        Folder that holds ``<sample>.b<block>.zarr`` of every reached block.
+        Folder that holds ``<sample>.b<block>.zarr`` and, where objects were made, ``<sample>.b<block>.instances.zarr``
+        of every reached block.
     out : Path
         Folder of the sample: gets ``labels.ome.zarr``, ``<sample>.labels.json`` and ``<sample>.label_pictures.npz``.
+    linked : dict, optional
+        ``<sample>.linked.json``: type and number of the objects.
 
     Returns
     -------
     dict
-        What ``<sample>.labels.json`` holds: voxels and volume per class, warnings.
+        What ``<sample>.labels.json`` holds: voxels and volume per class, number of objects, warnings.
 
     Raises
     ------
@@ -53,133 +55,150 @@ def compose_store(plan: Plan, blocks: Path, out: Path) -> dict[str, Any]:
         Where a block did not arrive, or left a shard out.
     """
     store = out / "labels.ome.zarr"
-    semantic = store / "semantic"
-    write_group(store, {"labels": ["semantic"]})
-    levels = create_label_levels(semantic, plan)
-    voxels = link_blocks(plan, blocks, semantic, len(levels))
-    fill_unreached(plan, semantic, levels)
-    voxels[0] = plan_voxels(plan) - sum(n for value, n in voxels.items() if value)
-    n_levels = add_top_levels(semantic, levels, plan)
-    write_group(
-        semantic,
-        {
-            "multiscales": [multiscales("semantic", plan.shape, plan.spacing, plan.unit, plan.origin, n_levels)],
-            "image-label": {
-                "colors": [{"label-value": v, "rgba": [*COLOURS[(v - 1) % len(COLOURS)], 255]} for v in plan.values],
-                "properties": [{"label-value": v, "class": plan.label_names[str(v)]} for v in plan.values],
-            },
-        },
-    )
-    write_pictures(plan, levels[0], out / f"{plan.sample}.label_pictures.npz")
-    summary = summarise(plan, voxels)
-    write_json(out / f"{plan.sample}.labels.json", summary)
+    layers: dict[str, zarr.Array] = {}
+    voxels: dict[int, int] = {}
+    if grid.kind != INSTANCES:
+        layers["semantic"], voxels = compose_layer(grid, blocks, store / "semantic", grid.dtype, "zarr")
+        write_group(store / "semantic", {**described(grid, store / "semantic"), "image-label": class_colours(grid)})
+    if linked is not None:
+        layers["instances"], found = compose_layer(grid, blocks, store / "instances", linked["dtype"], "instances.zarr")
+        write_group(store / "instances", {**described(grid, store / "instances"), "image-label": {}})
+        voxels = voxels or found
+    write_group(store, {"labels": list(layers)})
+    write_pictures(grid, next(iter(layers.values())), out / f"{grid.sample}.label_pictures.npz")
+    summary = summarise(grid, voxels) | {"objects": None if linked is None else linked["objects"]}
+    write_json(out / f"{grid.sample}.labels.json", summary)
     return summary
 
 
-def plan_voxels(plan: Plan) -> int:
-    return int(np.prod(plan.shape, dtype=np.int64))
+def compose_layer(
+    grid: LabelGrid, blocks: Path, folder: Path, dtype: str, ending: str
+) -> tuple[zarr.Array, dict[int, int]]:
+    """One label image of the store -> its array at full size, and voxels of each value (of objects: 0 and 1)."""
+    levels = create_label_levels(folder, grid.shape, grid.shard, dtype)
+    voxels = link_blocks(grid, blocks, folder, len(levels), ending)
+    fill_unreached(grid, folder, levels)
+    voxels[0] = grid.voxels - sum(n for value, n in voxels.items() if value)
+    add_top_levels(folder, levels, grid)
+    return levels[0], voxels
 
 
-def link_blocks(plan: Plan, blocks: Path, semantic: Path, n_levels: int) -> dict[int, int]:
+def link_blocks(grid: LabelGrid, blocks: Path, folder: Path, n_levels: int, ending: str) -> dict[int, int]:
     """Bring every block's shards into the store -> voxels of each value in the reached blocks."""
     voxels: dict[int, int] = {}
-    for block in plan.pieces:
-        folder = blocks / plan.block_name(block)
-        if not (folder / "counts.json").is_file():
-            raise incomplete(plan, f"block {plan.number(block)} did not arrive")
-        for value, n in read_json(folder / "counts.json").items():
+    for block in grid.reached:
+        arrived = blocks / f"{grid.sample}.b{block}.{ending}"
+        if not (arrived / "counts.json").is_file():
+            raise incomplete(grid, f"block {block} did not arrive")
+        for value, n in read_json(arrived / "counts.json").items():
             voxels[int(value)] = voxels.get(int(value), 0) + n
-        for shard in plan.shards_of(block):
-            key = shard_key(plan, plan.to_source_box(plan.shard_box(shard)))
+        for box in grid.shards_of(block):
+            key = shard_key(grid, box)
             for level in range(n_levels):
-                source = folder / str(level) / key
+                source = arrived / str(level) / key
                 if not source.is_file():
-                    raise incomplete(plan, f"shard {key} of block {plan.number(block)}, level {level}, is missing")
-                link(source, semantic / str(level) / key)
+                    raise incomplete(grid, f"shard {key} of block {block}, level {level}, is missing")
+                link(source, folder / str(level) / key)
     return voxels
 
 
-def shard_key(plan: Plan, box: Box) -> str:
+def shard_key(grid: LabelGrid, box: Box) -> str:
     """File of a shard inside its array."""
-    return "c/" + "/".join(str(start // side) for (start, _), side in zip(box, plan.shard, strict=True))
+    return "c/" + "/".join(map(str, grid.shard_index(box)))
 
 
-def incomplete(plan: Plan, found: str) -> TemporaryError:
+def incomplete(grid: LabelGrid, found: str) -> TemporaryError:
     return TemporaryError(
         f"the label store is incomplete: {found}",
-        sample=plan.sample,
-        expected=f"{len(plan.pieces)} blocks with all their shards",
+        sample=grid.sample,
+        expected=f"{len(grid.reached)} blocks with all their shards",
         remedy="run again with -resume",
     )
 
 
-def fill_unreached(plan: Plan, semantic: Path, levels: list[zarr.Array]) -> None:
-    """Write background where no window reaches: every shard of the store exists, so that a lost one is noticed."""
-    for box in shard_boxes(plan.shape, plan.shard):
-        if not (semantic / "0" / shard_key(plan, box)).is_file():
-            write_label_shard(levels, box, np.zeros(tuple(b - a for a, b in box), plan.label_dtype))
+def fill_unreached(grid: LabelGrid, folder: Path, levels: list[zarr.Array]) -> None:
+    """Write background where there is no block: every shard of the store exists, so that a lost one is noticed."""
+    for box in grid.shard_boxes():
+        if not (folder / "0" / shard_key(grid, box)).is_file():
+            write_label_shard(levels, box, np.zeros(tuple(b - a for a, b in box), levels[0].dtype))
 
 
-def add_top_levels(semantic: Path, levels: list[zarr.Array], plan: Plan) -> int:
-    """Halve the last level, shard by shard, until it fits one chunk -> number of levels."""
-    n_levels, below = len(levels), levels[-1]
-    shard = tuple(1 if n == 1 else 4 * CHUNK for n in plan.shape)
-    step = tuple(1 if n == 1 else 2 for n in plan.shape)
+def add_top_levels(folder: Path, levels: list[zarr.Array], grid: LabelGrid) -> None:
+    """Halve the last level, shard by shard, until it fits one chunk."""
+    level, below = len(levels), levels[-1]
+    shard = tuple(1 if n == 1 else 4 * CHUNK for n in grid.shape)
+    step = tuple(1 if n == 1 else 2 for n in grid.shape)
     while max(below.shape) > CHUNK:
-        top = create_array(semantic / str(n_levels), level_shape(plan.shape, n_levels), plan.label_dtype, shard, "zyx")
-        for box in shard_boxes(top.shape, shard):
+        top = create_array(folder / str(level), level_shape(grid.shape, level), str(below.dtype), shard, "zyx")
+        for box in cut_box(whole(top.shape), shard):
             top[slices(box)] = below[tuple(slice(a * f, b * f, f) for (a, b), f in zip(box, step, strict=True))]
-        n_levels, below = n_levels + 1, top
-    return n_levels
+        level, below = level + 1, top
 
 
-def write_pictures(plan: Plan, labels: zarr.Array, path: Path) -> None:
-    """Maximum projections and middle slices of the labels, on the pixel grid of the image's pictures."""
-    pictures = PictureBuilder(plan.shape, 1, np.dtype(plan.label_dtype))
-    for box in shard_boxes(plan.shape, plan.shard):
-        pictures.update(box, np.asarray(labels[slices(box)]))
+def described(grid: LabelGrid, folder: Path) -> dict[str, Any]:
+    """NGFF ``multiscales`` of the levels that lie in a folder."""
+    n_levels = sum(1 for path in folder.iterdir() if path.name.isdecimal())
+    return {"multiscales": [multiscales(folder.name, grid.shape, grid.spacing, grid.unit, grid.origin, n_levels)]}
+
+
+def class_colours(grid: LabelGrid) -> dict[str, Any]:
+    """NGFF ``image-label``: colour and name of every class."""
+    return {
+        "colors": [{"label-value": v, "rgba": [*COLOURS[(v - 1) % len(COLOURS)], 255]} for v in grid.values],
+        "properties": [{"label-value": v, "class": grid.label_names[str(v)]} for v in grid.values],
+    }
+
+
+def write_pictures(grid: LabelGrid, labels: zarr.Array, path: Path) -> None:
+    """Maximum projections and middle slices of the classes, on the pixel grid of the image's pictures."""
+    given = grid.kind == INSTANCES
+    pictures = PictureBuilder(grid.shape, 1, np.dtype("uint8" if given else grid.dtype))
+    for box in grid.shard_boxes():
+        found = np.asarray(labels[slices(box)])
+        pictures.update(box, (found > 0).astype(np.uint8) if given else found)
     save_pictures(path, pictures.arrays())
 
 
-def summarise(plan: Plan, voxels: dict[int, int]) -> dict[str, Any]:
+def summarise(grid: LabelGrid, voxels: dict[int, int]) -> dict[str, Any]:
     """Voxels and volume of every class, and a warning where a mask is empty or full."""
-    voxel_um3 = float(np.prod(plan.spacing))
+    voxel_um3 = float(np.prod(grid.spacing))
     classes = [
         {
             "value": value,
-            "name": plan.label_names[str(value)],
+            "name": grid.label_names[str(value)],
             "voxels": voxels.get(value, 0),
-            "volume_um3": None if plan.unit == "pixel" else voxels.get(value, 0) * voxel_um3,
+            "volume_um3": None if grid.unit == "pixel" else voxels.get(value, 0) * voxel_um3,
         }
-        for value in (0, *plan.values)
+        for value in (0, *grid.values)
     ]
-    total = plan_voxels(plan)
     warnings = []
-    if voxels[0] == total:
+    if voxels[0] == grid.voxels:
         warnings.append("the mask is empty: no voxel belongs to any class")
-    for value in plan.values:
-        share = voxels.get(value, 0) / total
+    for value in grid.values:
+        share = voxels.get(value, 0) / grid.voxels
         if share > FULL:
-            warnings.append(f"the mask is full: {share:.1%} of the volume is {plan.label_names[str(value)]}")
+            warnings.append(f"the mask is full: {share:.1%} of the volume is {grid.label_names[str(value)]}")
     return {
-        "sample": plan.sample,
-        "shape": list(plan.shape),
-        "spacing": list(plan.spacing),
-        "unit": plan.unit,
-        "origin": list(plan.origin),
+        "sample": grid.sample,
+        "kind": grid.kind,
+        "shape": list(grid.shape),
+        "spacing": list(grid.spacing),
+        "unit": grid.unit,
+        "origin": list(grid.origin),
         "classes": classes,
-        "windows": plan.n_windows,
+        "windows": grid.windows,
         "warnings": warnings,
     }
 
 
 def compose_batch(folder: Path, record: Task) -> None:
-    """Compose the stores of every sample whose plan lies in ``folder``, each into a folder of its own in it."""
-    for path in sorted(folder.glob("*.plan.json")):
-        plan = Plan.load(path)
-        summary = compose_store(plan, folder, folder / plan.sample)
-        record.counts[plan.sample] = {entry["name"]: entry["voxels"] for entry in summary["classes"]}
-        for name in ("labels.ome.zarr", f"{plan.sample}.labels.json"):
-            record.output(folder / plan.sample / name)
+    """Compose the stores of every sample whose grid lies in ``folder``, each into a folder of its own in it."""
+    for path in sorted(folder.glob("*.grid.json")):
+        grid = LabelGrid.load(path)
+        linked = folder / f"{grid.sample}.linked.json"
+        summary = compose_store(grid, folder, folder / grid.sample, read_json(linked) if linked.exists() else None)
+        record.counts[grid.sample] = {entry["name"]: entry["voxels"] for entry in summary["classes"]}
+        for name in ("labels.ome.zarr", f"{grid.sample}.labels.json"):
+            record.output(folder / grid.sample / name)
         for warning in summary["warnings"]:
-            record.warn(warning, sample=plan.sample)
+            record.warn(warning, sample=grid.sample)

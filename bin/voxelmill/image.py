@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,17 @@ Box = tuple[tuple[int, int], ...]
 
 def slices(box: Box) -> tuple[slice, ...]:
     return tuple(slice(start, stop) for start, stop in box)
+
+
+def whole(shape: Sequence[int]) -> Box:
+    """The box of all voxels."""
+    return tuple((0, n) for n in shape)
+
+
+def cut_box(box: Box, side: Sequence[int]) -> list[Box]:
+    """Boxes of at most ``side`` voxels that fill a box, in z, y, x order."""
+    starts = itertools.product(*(range(start, stop, s) for (start, stop), s in zip(box, side, strict=True)))
+    return [tuple((a, min(a + s, stop)) for a, s, (_, stop) in zip(at, side, box, strict=True)) for at in starts]
 
 
 @dataclass(frozen=True)
@@ -178,3 +191,14 @@ class StoredImage:
     def values(self, channel: int, box: Box) -> np.ndarray:
         """As :meth:`read`, after the intensity rule -> float32."""
         return self.info.intensity[channel](self.read(channel, box))
+
+
+def staged_image(sample: str, folder: Path) -> StoredImage:
+    """A sample's image in a task's folder: ``<sample>.image.json`` there, the voxels in ``stores/``.
+
+    An image that is read in place has no store of its own name; it is then the only one.
+    """
+    stores = folder / "stores"
+    imported = stores / f"{sample}.image.zarr"
+    store = imported if imported.exists() else next(stores.iterdir())
+    return StoredImage(store, ImageInfo.load(folder / f"{sample}.image.json"))

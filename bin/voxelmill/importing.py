@@ -14,10 +14,10 @@ import numpy as np
 from voxelmill.errors import BadDataError
 from voxelmill.formats import open_image
 from voxelmill.formats.base import ImageSource
-from voxelmill.image import ArrayLocation, Box, ImageInfo, Intensity, slices
+from voxelmill.image import ArrayLocation, Box, ImageInfo, Intensity, cut_box, slices, whole
 from voxelmill.pictures import PictureBuilder, save_pictures, stretch
 from voxelmill.statistics import Measurement, nonzero_box, percentile8
-from voxelmill.store import create_array, multiscales, shard_boxes, write_group
+from voxelmill.store import create_array, multiscales, write_group
 from voxelmill.task import Task
 
 SHARD = (64, 256, 256)
@@ -175,7 +175,7 @@ def step_boxes(shape: Sequence[int], itemsize: int) -> list[Box]:
     across = max(1, STEP_BYTES // (depth * height * width * itemsize))
     step_width = min(across, -(-shape[2] // width)) * width
     rows = max(1, STEP_BYTES // (depth * height * step_width * itemsize))
-    return shard_boxes(shape, (depth, height * rows, step_width))
+    return cut_box(whole(shape), (depth, height * rows, step_width))
 
 
 def checked(

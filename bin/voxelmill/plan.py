@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from voxelmill.files import read_json, write_json
+from voxelmill.grid import PREDICTED, LabelGrid, label_dtype
 from voxelmill.image import Box
 from voxelmill.model.resample import Resampling
 
@@ -198,8 +199,7 @@ class Plan:
 
     @property
     def label_dtype(self) -> str:
-        """uint8 where all values are below 255, which marks voxels that were never written."""
-        return "uint8" if max(self.values, default=0) < 255 else "uint16"
+        return label_dtype(max(self.values, default=0))
 
     @property
     def n_windows(self) -> int:
@@ -220,12 +220,21 @@ class Plan:
         )
 
     def number(self, index: Index) -> int:
-        """Number of a block or tile: its position in z, y, x order of the network's axes."""
-        return int(np.ravel_multi_index(index, tuple(len(axis.blocks) - 1 for axis in self.axes)))
+        """Number of a block or tile: its position in z, y, x order, whatever the order of the network's axes."""
+        return self.grid.number(self._source_index(index))
 
     def block(self, number: int) -> Index:
         """Inverse of :meth:`number`."""
-        return tuple(map(int, np.unravel_index(number, tuple(len(axis.blocks) - 1 for axis in self.axes))))
+        source = self.grid.index(number)
+        found = (source[axis.source] for axis in self.axes)
+        return tuple(len(axis.blocks) - 2 - i if axis.flipped else i for axis, i in zip(self.axes, found, strict=True))
+
+    def _source_index(self, index: Index) -> Index:
+        """Position of a block along z, y, x, counted from the source's first voxel."""
+        found = [0, 0, 0]
+        for axis, i in zip(self.axes, index, strict=True):
+            found[axis.source] = len(axis.blocks) - 2 - i if axis.flipped else i
+        return tuple(found)
 
     def windows(self, tile: Index) -> int:
         return math.prod(b - a for a, b in (axis.tiles[i] for axis, i in zip(self.axes, tile, strict=True)))
@@ -273,9 +282,6 @@ class Plan:
     def piece_name(self, tile: Index, block: Index) -> str:
         return f"{self.sample}.t{self.number(tile)}.b{self.number(block)}.piece"
 
-    def block_name(self, block: Index) -> str:
-        return f"{self.sample}.b{self.number(block)}.zarr"
-
     def shards_of(self, block: Index) -> Iterator[Index]:
         """Shards of a block, network axis order."""
         ranges = []
@@ -304,6 +310,29 @@ class Plan:
         """Array (z, y, x) -> view in network axis order and direction."""
         array = array.transpose([axis.source for axis in self.axes])
         return array[tuple(slice(None, None, -1 if axis.flipped else 1) for axis in self.axes)]
+
+    @cached_property
+    def grid(self) -> LabelGrid:
+        """The grid of the labels, in z, y, x."""
+        cuts: list[tuple[int, ...]] = [()] * 3
+        for axis in self.axes:
+            cuts[axis.source] = tuple(axis.size - c for c in reversed(axis.blocks)) if axis.flipped else axis.blocks
+        grid = LabelGrid(
+            sample=self.sample,
+            shape=self.shape,
+            spacing=self.spacing,
+            origin=self.origin,
+            unit=self.unit,
+            shard=self.shard,
+            cuts=tuple(cuts),
+            reached=(),
+            values=self.values,
+            label_names=self.label_names,
+            windows=self.n_windows,
+            kind=PREDICTED,
+            dtype=self.label_dtype,
+        )
+        return replace(grid, reached=tuple(sorted(grid.number(self._source_index(block)) for block in self.pieces)))
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))

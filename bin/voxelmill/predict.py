@@ -20,7 +20,6 @@ import torch
 from voxelmill.blend import FIXED_POINT, finish, window_weights
 from voxelmill.ensemble import Ensemble, Network, prepared, use_device
 from voxelmill.errors import BadDataError, GpuMemoryError
-from voxelmill.image import ImageInfo, StoredImage
 from voxelmill.model.network import load_networks
 from voxelmill.model.package import load_config
 from voxelmill.pieces import PieceWriter, create_piece
@@ -305,12 +304,7 @@ def predict_task(batch: str, number: int, package: Path, folder: Path, record: T
     """
     rows = [row for row in read_rows(folder / f"{batch}.tiles.csv", TileRow) if row.task == number]
     plans = {row.sample: Plan.load(folder / f"{row.sample}.plan.json") for row in rows}
-    images = {
-        sample: NetworkImage(
-            plan, StoredImage(store_of(sample, folder), ImageInfo.load(folder / f"{sample}.image.json"))
-        )
-        for sample, plan in plans.items()
-    }
+    images = {sample: NetworkImage(plan, staged_image(sample, folder)) for sample, plan in plans.items()}
     first = plans[rows[0].sample]
     device = use_device(first.device, first.threads)
     networks = [prepared(network, first) for network in load_networks(package, load_config(package), device)]
@@ -319,12 +313,3 @@ def predict_task(batch: str, number: int, package: Path, folder: Path, record: T
         record.counts[sample] = asdict(counts)
         record.counts[sample]["piece_bytes"] = sum(p.stat().st_size for p in (folder / sample).glob("*.piece"))
     record.counts["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-
-
-def store_of(sample: str, folder: Path) -> Path:
-    """The sample's imported store, or the image that is read in place, which is then the only one."""
-    imported = folder / "stores" / f"{sample}.image.zarr"
-    if imported.exists():
-        return imported
-    (only,) = (folder / "stores").iterdir()
-    return only

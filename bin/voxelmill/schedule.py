@@ -166,7 +166,8 @@ def plan_batch(batch: str, package: Path, images: Sequence[Path], options: Optio
         ``<sample>.image.json``.
     options : Options
     out : Path
-        Gets ``<sample>/<sample>.plan.json``, ``<batch>/<batch>.tiles.csv`` and ``<batch>/<batch>.blocks.csv``.
+        Gets ``<sample>/<sample>.plan.json``, ``<sample>/<sample>.grid.json``, ``<batch>/<batch>.tiles.csv`` and
+        ``<batch>/<batch>.blocks.csv``.
     record : Task
     """
     config = load_config(package)
@@ -174,6 +175,7 @@ def plan_batch(batch: str, package: Path, images: Sequence[Path], options: Optio
     for path in sorted(images):
         image = ImageInfo.load(path)
         plan = make_plan(config, image, options)
+        plan.grid.save(out / plan.sample / f"{plan.sample}.grid.json")
         path = out / plan.sample / f"{plan.sample}.plan.json"
         plan.save(path)
         record.output(path)

@@ -39,8 +39,8 @@ def stitch_block(plan: Plan, block: Index, pieces: Path, out: Path) -> dict[int,
         Where a piece is missing, damaged or incomplete.
     """
     received = {tile: Piece(pieces / plan.piece_name(tile, block)) for tile in plan.pieces[block]}
-    levels = create_label_levels(out, plan)
-    voxels = np.zeros(256 if plan.label_dtype == "uint8" else 65536, dtype=np.int64)
+    levels = create_label_levels(out, plan.shape, plan.shard, plan.label_dtype)
+    voxels = np.zeros(np.iinfo(plan.label_dtype).max + 1, dtype=np.int64)
     for shard in plan.shards_of(block):
         labels = stitch_shard(plan, shard, received)
         voxels += np.bincount(labels.ravel(), minlength=len(voxels))
@@ -94,5 +94,5 @@ def stitch_group(batch: str, group: int, folder: Path, record: Task) -> None:
     for row in rows:
         plan = plans[row.sample]
         block = plan.block(row.block)
-        stitch_block(plan, block, folder, folder / row.sample / plan.block_name(block))
+        stitch_block(plan, block, folder, folder / row.sample / plan.grid.block_name(row.block))
     record.counts["blocks"] = len(rows)

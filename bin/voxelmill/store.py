@@ -6,7 +6,6 @@ A shard is written whole by exactly one task. The lower pyramid levels of a labe
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,7 +17,6 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from voxelmill.image import Box, slices
-from voxelmill.plan import Plan
 
 zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
 
@@ -83,17 +81,11 @@ def level_shard(shape: Sequence[int], shard: Sequence[int], level: int) -> tuple
     return tuple(max(1, s // f) for s, f in zip(shard, level_factor(shape, level), strict=True))
 
 
-def create_label_levels(path: Path, plan: Plan) -> list[zarr.Array]:
+def create_label_levels(path: Path, shape: Sequence[int], shard: Sequence[int], dtype: str) -> list[zarr.Array]:
     """The label arrays (z, y, x) that are written shard by shard, level 0 first, below ``path``."""
     return [
-        create_array(
-            path / str(level),
-            level_shape(plan.shape, level),
-            plan.label_dtype,
-            level_shard(plan.shape, plan.shard, level),
-            "zyx",
-        )
-        for level in range(n_shard_levels(plan.shape, plan.shard))
+        create_array(path / str(level), level_shape(shape, level), dtype, level_shard(shape, shard, level), "zyx")
+        for level in range(n_shard_levels(shape, shard))
     ]
 
 
@@ -103,12 +95,6 @@ def write_label_shard(levels: list[zarr.Array], box: Box, labels: np.ndarray) ->
         factor = level_factor(levels[0].shape, level)
         smaller = tuple((start // f, -(-stop // f)) for (start, stop), f in zip(box, factor, strict=True))
         array[slices(smaller)] = np.ascontiguousarray(labels[tuple(slice(None, None, f) for f in factor)])
-
-
-def shard_boxes(shape: Sequence[int], shard: Sequence[int]) -> list[Box]:
-    """Boxes of the shards of an array, in order."""
-    starts = itertools.product(*(range(0, n, s) for n, s in zip(shape, shard, strict=True)))
-    return [tuple((a, min(a + s, n)) for a, s, n in zip(start, shard, shape, strict=True)) for start in starts]
 
 
 def link(source: Path, target: Path) -> None:

@@ -98,13 +98,13 @@ def test_lost_or_damaged_pieces_are_errors(result: Result, tmp_path: Path) -> No
 def test_a_lost_block_or_shard_is_an_error(result: Result, tmp_path: Path) -> None:
     blocks = result.store.parent / "blocks"
     block = next(iter(result.plan.pieces))
-    folder = blocks / result.plan.block_name(block)
+    folder = blocks / result.plan.grid.block_name(result.plan.number(block))
     away = tmp_path / "away"
     shard = next(p for p in (folder / "0" / "c").rglob("*") if p.is_file())
     for lost in (shard, folder):
         lost.rename(away)
         with pytest.raises(TemporaryError, match="incomplete"):
-            compose_store(result.plan, blocks, tmp_path / "out")
+            compose_store(result.plan.grid, blocks, tmp_path / "out")
         away.rename(lost)
 
 
