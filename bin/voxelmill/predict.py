@@ -20,6 +20,7 @@ import torch
 from voxelmill.blend import FIXED_POINT, finish, window_weights
 from voxelmill.ensemble import Ensemble, Network, prepared, use_device
 from voxelmill.errors import BadDataError, GpuMemoryError
+from voxelmill.image import staged_image
 from voxelmill.model.network import load_networks
 from voxelmill.model.package import load_config
 from voxelmill.pieces import PieceWriter, create_piece
