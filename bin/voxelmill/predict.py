@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from voxelmill.archive import ArchiveWriter, create_archive
 from voxelmill.blend import FIXED_POINT, finish, window_weights
 from voxelmill.ensemble import Ensemble, Network, prepared, use_device
 from voxelmill.errors import BadDataError, GpuMemoryError
 from voxelmill.image import staged_image
 from voxelmill.model.network import load_networks
 from voxelmill.model.package import load_config
-from voxelmill.pieces import PieceWriter, create_piece
 from voxelmill.plan import Cell, Index, Plan
 from voxelmill.reader import NetworkImage
 from voxelmill.schedule import TileRow, read_rows
@@ -119,11 +119,11 @@ class TilePrediction:
         """Evaluate all windows and write the pieces below ``out``."""
         cells = group_by_plane(self.plan.cells(tile=self.tile))
         with contextlib.ExitStack() as stack:
-            pieces: dict[Index, PieceWriter] = {}
+            pieces: dict[Index, ArchiveWriter] = {}
             for block, senders in self.plan.pieces.items():
                 if self.tile in senders:
                     path = out / self.plan.piece_name(self.tile, block)
-                    pieces[block] = stack.enter_context(create_piece(path))
+                    pieces[block] = stack.enter_context(create_archive(path))
             for row, start in enumerate(self.starts[0]):
                 self._read_up_to(start)
                 self._add_row(start)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from voxelmill.archive import Archive
 from voxelmill.blend import finish
 from voxelmill.files import write_json
-from voxelmill.pieces import Piece
 from voxelmill.plan import Cell, Index, Plan
 from voxelmill.schedule import BlockRow, read_rows
 from voxelmill.store import create_label_levels, write_label_shard
@@ -38,7 +38,7 @@ def stitch_block(plan: Plan, block: Index, pieces: Path, out: Path) -> dict[int,
     TemporaryError
         Where a piece is missing, damaged or incomplete.
     """
-    received = {tile: Piece(pieces / plan.piece_name(tile, block)) for tile in plan.pieces[block]}
+    received = {tile: Archive(pieces / plan.piece_name(tile, block)) for tile in plan.pieces[block]}
     levels = create_label_levels(out, plan.shape, plan.shard, plan.label_dtype)
     voxels = np.zeros(np.iinfo(plan.label_dtype).max + 1, dtype=np.int64)
     for shard in plan.shards_of(block):
@@ -52,7 +52,7 @@ def stitch_block(plan: Plan, block: Index, pieces: Path, out: Path) -> dict[int,
     return counts
 
 
-def stitch_shard(plan: Plan, shard: Index, received: dict[Index, Piece]) -> np.ndarray:
+def stitch_shard(plan: Plan, shard: Index, received: dict[Index, Archive]) -> np.ndarray:
     """Labels of one shard, network axis order; background where no window reaches."""
     box = plan.shard_box(shard)
     labels = np.zeros(tuple(stop - start for start, stop in box), plan.label_dtype)
@@ -66,7 +66,7 @@ def stitch_shard(plan: Plan, shard: Index, received: dict[Index, Piece]) -> np.n
     return labels
 
 
-def cell_sums(plan: Plan, cell: Cell, received: dict[Index, Piece]) -> np.ndarray:
+def cell_sums(plan: Plan, cell: Cell, received: dict[Index, Archive]) -> np.ndarray:
     """Sum over tiles of their partial sums on a cell's footprint -> int64 (heads, *footprint)."""
     footprint = cell.footprint
     sums = np.zeros((plan.heads, *(stop - start for start, stop in footprint)), np.int64)

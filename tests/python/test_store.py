@@ -12,11 +12,11 @@ import zarr
 
 from inprocess import Result, imported, predicted, textured
 from models import make_model_folder
+from voxelmill.archive import Archive, create_archive
 from voxelmill.compose import compose_store
 from voxelmill.errors import TemporaryError
 from voxelmill.model.checkpoint import pack_model
 from voxelmill.model.network import load_networks
-from voxelmill.pieces import Piece, create_piece
 from voxelmill.planning import Options
 from voxelmill.stitch import stitch_block
 
@@ -109,13 +109,13 @@ def test_a_lost_block_or_shard_is_an_error(result: Result, tmp_path: Path) -> No
 
 
 def test_a_piece_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), create_piece(tmp_path / "a.piece") as piece:
+    with pytest.raises(KeyboardInterrupt), create_archive(tmp_path / "a.piece") as piece:
         piece.add("0_0_0", np.zeros(3, np.int64))
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
     for _ in range(2):
-        with create_piece(tmp_path / "b.piece") as piece:
+        with create_archive(tmp_path / "b.piece") as piece:
             piece.add("0_0_0", np.arange(6, dtype=np.int64).reshape(2, 3))
-    assert np.array_equal(Piece(tmp_path / "b.piece").read("0_0_0", (2, 3), "int64"), [[0, 1, 2], [3, 4, 5]])
+    assert np.array_equal(Archive(tmp_path / "b.piece").read("0_0_0", (2, 3), "int64"), [[0, 1, 2], [3, 4, 5]])
     with pytest.raises(TemporaryError, match="6 values instead of 4"):
-        Piece(tmp_path / "b.piece").read("0_0_0", (2, 2), "int64")
+        Archive(tmp_path / "b.piece").read("0_0_0", (2, 2), "int64")
