@@ -120,6 +120,30 @@ class LabelGrid:
         )
 
 
+def shard_shape(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Shard of the output (z, y, x): a cube, or for a single plane a square of eight times its side."""
+    return (1, 8 * size, 8 * size) if shape[0] == 1 else (size, size, size)
+
+
+def shard_cuts(size: int, shard: int, flipped: bool) -> tuple[int, ...]:
+    """Borders of the shards on an axis, from 0 to its size; counted from its end where it is flipped."""
+    cuts = [*range(0, size, shard), size]
+    return tuple(size - cut for cut in reversed(cuts)) if flipped else tuple(cuts)
+
+
+def block_cuts(shards: tuple[int, ...], target: float, thinnest: float) -> tuple[int, ...]:
+    """Join whole shards into blocks of ``target`` voxels; a remainder below ``thinnest`` joins its neighbour."""
+    cuts = [0]
+    for cut in shards[1:]:
+        if cut - cuts[-1] >= target:
+            cuts.append(cut)
+    if cuts[-1] != shards[-1]:
+        if shards[-1] - cuts[-1] < thinnest and len(cuts) > 1:
+            cuts.pop()
+        cuts.append(shards[-1])
+    return tuple(cuts)
+
+
 def label_dtype(largest: int) -> str:
     """The smallest unsigned type that holds labels up to ``largest`` and, beyond them, its own largest value."""
     return next(name for name in ("uint8", "uint16", "uint32", "uint64") if largest < np.iinfo(name).max)

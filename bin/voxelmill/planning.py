@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from voxelmill.errors import UsageError
+from voxelmill.grid import block_cuts, shard_cuts, shard_shape
 from voxelmill.image import ImageInfo
 from voxelmill.model.config import ModelConfig
 from voxelmill.model.resample import resampled_length, resamplings
@@ -67,29 +68,6 @@ def window_starts(length: int, patch: int, step_size: float) -> tuple[int, ...]:
     n = math.ceil((padded - patch) / (patch * step_size)) + 1
     stride = (padded - patch) / (n - 1) if n > 1 else 0.0
     return tuple(int(np.round(stride * i)) - below for i in range(n))
-
-
-def shard_shape(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """Shard of the output (z, y, x): a cube, or for a single plane a square of eight times its side."""
-    return (1, 8 * size, 8 * size) if shape[0] == 1 else (size, size, size)
-
-
-def shard_cuts(size: int, shard: int, flipped: bool) -> tuple[int, ...]:
-    cuts = [*range(0, size, shard), size]
-    return tuple(size - cut for cut in reversed(cuts)) if flipped else tuple(cuts)
-
-
-def block_cuts(shards: tuple[int, ...], target: float, thinnest: float) -> tuple[int, ...]:
-    """Join whole shards into blocks of ``target`` voxels; a remainder below ``thinnest`` joins its neighbour."""
-    cuts = [0]
-    for cut in shards[1:]:
-        if cut - cuts[-1] >= target:
-            cuts.append(cut)
-    if cuts[-1] != shards[-1]:
-        if shards[-1] - cuts[-1] < thinnest and len(cuts) > 1:
-            cuts.pop()
-        cuts.append(shards[-1])
-    return tuple(cuts)
 
 
 def make_plan(config: ModelConfig, image: ImageInfo, options: Options) -> Plan:

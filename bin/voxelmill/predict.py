@@ -26,7 +26,7 @@ from voxelmill.model.network import load_networks
 from voxelmill.model.package import load_config
 from voxelmill.plan import Cell, Index, Plan
 from voxelmill.reader import NetworkImage
-from voxelmill.schedule import TileRow, read_rows
+from voxelmill.rows import TileRow, read_rows
 from voxelmill.task import Task
 
 SECONDS_BETWEEN_LINES = 15.0

@@ -2,62 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from voxelmill.files import write_bytes
 from voxelmill.image import ArrayLocation, ChannelStatistics, ImageInfo
 from voxelmill.model.config import ModelConfig
 from voxelmill.model.package import load_config
 from voxelmill.plan import Plan
 from voxelmill.planning import Options, make_plan
+from voxelmill.rows import BlockRow, TileRow, write_rows
 from voxelmill.task import Task
 
+IMAGE_BYTES = 2
+"""Of a voxel in the stored image, where its type is not known yet."""
 
-@dataclass(frozen=True)
-class TileRow:
-    """One line of ``<batch>.tiles.csv``."""
-
-    sample: str
-    tile: int
-    task: int
-    windows: int
-    memory_bytes: int
-    threads: int
-
-
-@dataclass(frozen=True)
-class BlockRow:
-    """One line of ``<batch>.blocks.csv``: a block, the group it is stitched in, and that group's number of pieces."""
-
-    sample: str
-    block: int
-    group: int
-    n_pieces: int
-
-
-Row = TypeVar("Row", TileRow, BlockRow)
-
-
-def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
-    """Write a table of the plan as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_bytes(path, text.getvalue().encode())
-
-
-def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """Read what :func:`write_rows` wrote."""
-    with open(path, encoding="utf-8", newline="") as handle:
-        table = list(csv.DictReader(handle))
-    return [kind(row["sample"], *(int(row[field.name]) for field in fields(kind)[1:])) for row in table]
+LAYERS, EXPORTS = 2, 3
+"""Label images of a sample: classes and objects in the store; raw, binary and instances among the exported files."""
 
 
 def schedule(plans: list[Plan], task_seconds: float) -> tuple[list[TileRow], list[BlockRow]]:
@@ -138,9 +100,32 @@ def estimate(config: ModelConfig, shape: tuple[int, ...], spacing: tuple[float, 
         tiles=len(plan.tiles),
         seconds=plan.n_windows * plan.window_seconds,
         memory_bytes=plan.memory_bytes,
-        work_bytes=2 * voxels * len(config.channel_names) + 6 * sent["sums"] + voxels // 4,
-        output_bytes=voxels // 8,
+        work_bytes=IMAGE_BYTES * voxels * len(config.channel_names) + 6 * sent["sums"] + label_work(voxels),
+        output_bytes=label_output(voxels),
     )
+
+
+def estimate_given(shape: tuple[int, ...], channels: int, options: Options) -> Estimate:
+    """What a sample will take whose labels are given: no windows; its tasks are cut to the memory of one."""
+    voxels = math.prod(shape)
+    return Estimate(
+        windows=0,
+        tiles=0,
+        seconds=0.0,
+        memory_bytes=options.memory_budget,
+        work_bytes=IMAGE_BYTES * voxels * channels + label_work(voxels),
+        output_bytes=label_output(voxels),
+    )
+
+
+def label_work(voxels: int) -> int:
+    """Bytes of the label blocks, the store that takes them up and the exported files."""
+    return LAYERS * voxels // 4 + label_output(voxels)
+
+
+def label_output(voxels: int) -> int:
+    """Bytes of the label store and the exported files: eight voxels of labels shrink to a byte."""
+    return (LAYERS + EXPORTS) * voxels // 8
 
 
 @dataclass(frozen=True)

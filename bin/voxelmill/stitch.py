@@ -10,7 +10,7 @@ from voxelmill.archive import Archive
 from voxelmill.blend import finish
 from voxelmill.files import write_json
 from voxelmill.plan import Cell, Index, Plan
-from voxelmill.schedule import BlockRow, read_rows
+from voxelmill.rows import BlockRow, read_rows
 from voxelmill.store import create_label_levels, write_label_shard
 from voxelmill.task import Task
 

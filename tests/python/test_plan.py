@@ -17,12 +17,14 @@ from nnunetv2.inference.sliding_window_prediction import compute_steps_for_slidi
 from inprocess import imported, textured
 from models import make_model_folder
 from voxelmill.errors import UsageError
+from voxelmill.grid import block_cuts, shard_cuts
 from voxelmill.model.checkpoint import pack_model
 from voxelmill.model.config import ModelConfig
 from voxelmill.model.resample import Resampling
 from voxelmill.plan import Axis, Plan
-from voxelmill.planning import Options, block_cuts, make_plan, ras_orientation, shard_cuts, window_starts
-from voxelmill.schedule import BlockRow, TileRow, estimate, read_rows, schedule, write_rows
+from voxelmill.planning import Options, make_plan, ras_orientation, window_starts
+from voxelmill.rows import BlockRow, TileRow, read_rows, write_rows
+from voxelmill.schedule import estimate, schedule
 
 
 @given(st.integers(1, 700), st.integers(1, 160), st.floats(0.1, 1.0))
