@@ -33,9 +33,9 @@ def memory_bytes(text: str) -> int:
 
 @click.command()
 @click.option("--input", "sheet", type=PATH, help="Samplesheet; without it every staged image is a sample.")
-@click.option("--images", type=int, help="How many images the pipeline found in the samplesheet.")
-@click.option("--staged", type=PATH, required=True, help="Folder with one numbered folder per image.")
-@click.option("--package", type=PATH, required=True, help="The packed model.")
+@click.option("--images", type=int, help="How many files the pipeline found in the samplesheet.")
+@click.option("--staged", type=PATH, required=True, help="Folder with one numbered folder per file.")
+@click.option("--package", type=PATH, help="The packed model; needed unless every row brings its labels along.")
 @click.option("--schema", type=PATH, required=True, help="JSON schema of the samplesheet.")
 @click.option("--channel")
 @click.option("--intensity", default="none", type=click.Choice(["none", "percentile8"]))
@@ -58,7 +58,9 @@ def memory_bytes(text: str) -> int:
 @click.option("--engine", default="float32")
 @click.option("--shard-size", default=256)
 @click.option("--device", default="cpu")
-def main(sheet: Path | None, images: int | None, staged: Path, package: Path, schema: Path, **values: Any) -> None:
+def main(
+    sheet: Path | None, images: int | None, staged: Path, package: Path | None, schema: Path, **values: Any
+) -> None:
     """Write check/samples.json and check/estimate.json, and print the estimate."""
     with task("check_input", "check") as record:
         options = CheckOptions(
@@ -86,7 +88,8 @@ def main(sheet: Path | None, images: int | None, staged: Path, package: Path, sc
                 task_seconds=60 * values["task_minutes"],
             ),
         )
-        result = check_input(sheet, staged, schema, load_config(package), options, images=images)
+        config = None if package is None else load_config(package)
+        result = check_input(sheet, staged, schema, config, options, images=images)
         for entry in result.samples:
             for text in entry["warnings"]:
                 record.warn(text, sample=entry["id"])

@@ -42,11 +42,13 @@ def isZarr(path) {
     return path.isDirectory() && ['zarr.json', '.zgroup', '.zarray'].any { name -> path.resolve(name).exists() }
 }
 
-// Images of all rows, row by row, and within a row in the order of its ';' list. Relative paths start at the sheet.
+// Files of all rows, row by row: the images in the order of their ';' list, then the labels. Relative paths start at the sheet.
 def sheetImages(sheet) {
     def rows = sheetRows(sheet)
     refuseIds(rows.collect { row -> cell(row, 'sample') })
-    def names = rows.collectMany { row -> cell(row, 'image').tokenize(';').collect { name -> trimmed(name) }.findAll { name -> name } }
+    def names = rows.collectMany { row ->
+        (cell(row, 'image').tokenize(';').collect { name -> trimmed(name) } + cell(row, 'semantic') + cell(row, 'instances')).findAll { name -> name }
+    }
     refuseControlCharacters(names)
     return names.collect { name -> name.contains('://') ? file(name, glob: false) : sheet.toAbsolutePath().parent.resolve(name) }
 }

@@ -2,67 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 
-from voxelmill.errors import (
-    BadDataError,
-    FaultsError,
-    InputMissingError,
-    VoxelmillError,
-)
+from voxelmill.errors import BadDataError, Faults, InputMissingError, UsageError, VoxelmillError, several
 from voxelmill.files import read_json, sha256_tree
-from voxelmill.fit import (
-    CheckOptions,
-    check_dimensions,
-    choose_box,
-    choose_channels,
-    compare_shape,
-    compare_spacing,
-    model_spacing,
-    resolve_spacing,
-)
+from voxelmill.fit import CheckOptions, Fit, fit_model
 from voxelmill.forecast import FIGURES, Checked, check_disk, name_batches
 from voxelmill.formats import ImageSource, ZarrSource, missing_chunks, open_image
-from voxelmill.image import Box
 from voxelmill.model.config import ModelConfig
-from voxelmill.samplesheet import UNUSED, Rejected, Row, printable, read_sheet, rows_of_images
-from voxelmill.schedule import estimate
+from voxelmill.overlay import fit_labels
+from voxelmill.samplesheet import UNUSED, LabelFile, Rejected, Row, printable, read_sheet, rows_of_images
 
 STEP_BYTES = 64 << 20
 
-
-class Faults:
-    """Collects what is wrong with one sample, so that the user sees all of it at once."""
-
-    def __init__(self, sample: str):
-        self.sample = sample
-        self.found: list[VoxelmillError] = []
-
-    @contextmanager
-    def collect(self, file: str | None = None) -> Iterator[None]:
-        """Keep an error of the block, with the sample's id and the file as the user named it."""
-        try:
-            yield
-        except FaultsError as error:
-            self.found += error.faults
-        except VoxelmillError as error:
-            error.sample = self.sample
-            error.file = file or error.file
-            self.found.append(error)
+Fitting = Callable[[Row, Sequence[ImageSource], CheckOptions, Faults], Fit]
+"""What a sample's files are compared with: the model, or each other."""
 
 
 def check_input(
     sheet: Path | None,
     staged: Path,
     schema: Path,
-    config: ModelConfig,
+    config: ModelConfig | None,
     options: CheckOptions,
     *,
     images: int | None = None,
@@ -74,18 +43,21 @@ def check_input(
     sheet : Path or None
         Samplesheet; without it every staged image is a sample, or a channel of one.
     staged : Path
-        Folder with one numbered folder per image, which holds the image under its own name.
+        Folder with one numbered folder per file, which holds the file under its own name.
     schema : Path
         JSON schema of the samplesheet.
-    config : ModelConfig
+    config : ModelConfig or None
+        Needed as soon as one sample brings no labels along.
     options : CheckOptions
     images : int, optional
-        How many images the reader of the sheet found that staged them, those that do not exist included.
+        How many files the reader of the sheet found that staged them, those that do not exist included.
 
     Raises
     ------
     FaultsError
         All faults of all samples, unless bad samples are to be skipped and a good one is left.
+    UsageError
+        Where a model is needed and there is none; this is never skipped.
     BadDataError
         Where the images were staged by another reading of the sheet than the one here; this is never skipped.
     WriteFailedError
@@ -101,9 +73,9 @@ def check_input(
         rows, rejected, named = read_sheet(sheet, read_json(schema))
         refuse_other_reading(sheet, rows, found, named, images)
     entries, estimates = [], {}
-    for row in rows:
+    for row, fitting in fittings(rows, config):
         try:
-            entry, figures = check_row(row, found, config, options)
+            entry, figures = check_row(row, found, fitting, options)
         except VoxelmillError as error:
             error.sample = row.sample
             rejected.append(Rejected(row.sample, error))
@@ -119,16 +91,29 @@ def check_input(
     return result
 
 
-def several(errors: Iterable[VoxelmillError]) -> VoxelmillError:
-    """One error for all; a single one as it is."""
-    faults: list[VoxelmillError] = []
-    for error in errors:
-        faults += error.faults if isinstance(error, FaultsError) else [error]
-    return faults[0] if len(faults) == 1 else FaultsError(faults)
+def fittings(rows: Iterable[Row], config: ModelConfig | None) -> list[tuple[Row, Fitting]]:
+    """Every row with what its files are compared with; UsageError where that is a model and there is none."""
+    chosen: list[tuple[Row, Fitting]] = []
+    without = []
+    for row in rows:
+        if row.labels is not None:
+            chosen.append((row, fit_labels))
+        elif config is not None:
+            chosen.append((row, partial(fit_model, config)))
+        else:
+            without.append(row.sample)
+    if without:
+        named = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+        raise UsageError(
+            f"there is no model, and {len(without)} samples come without labels: {named}",
+            expected="a model, or labels for every sample",
+            remedy="pass --model, or name label images in the samplesheet's column semantic or instances",
+        )
+    return chosen
 
 
 def staged_images(folder: Path) -> dict[int, Path]:
-    """Position -> image; positions of images that do not exist are absent."""
+    """Position -> file; positions of files that do not exist are absent."""
     found = {}
     for place in folder.iterdir() if folder.is_dir() else ():
         inside = sorted(place.iterdir()) if place.name.isdecimal() and place.is_dir() else []
@@ -140,25 +125,25 @@ def staged_images(folder: Path) -> dict[int, Path]:
 def refuse_other_reading(
     sheet: Path, rows: Iterable[Row], staged: Mapping[int, Path], named: int, counted: int | None
 ) -> None:
-    """Raise BadDataError where a number stands for another image than the one that the row names.
+    """Raise BadDataError where a number stands for another file than the one that the row names.
 
-    Nextflow reads the sheet by itself to stage the images. Were the two readings to differ, an image would go to
+    Nextflow reads the sheet by itself to stage the files. Were the two readings to differ, an image would go to
     another sample.
     """
     remedy = "save the sheet as plain CSV: no line breaks inside cells, double quotes only around whole cells"
     for row in rows:
-        for number, name in zip(row.images, row.names, strict=True):
+        for number, name, _ in row.files:
             if number in staged and not is_staged_as(name, staged[number].name):
                 taken = printable(staged[number].name)
                 raise BadDataError(
-                    f"{taken!r} was taken for image {number}, the sheet names {printable(name)!r}",
+                    f"{taken!r} was taken for file {number}, the sheet names {printable(name)!r}",
                     sample=row.sample,
                     file=sheet,
                     remedy=remedy,
                 )
     if counted not in (None, named):
         raise BadDataError(
-            f"{counted} images were found in the samplesheet, {named} are named in it", file=sheet, remedy=remedy
+            f"{counted} files were found in the samplesheet, {named} are named in it", file=sheet, remedy=remedy
         )
 
 
@@ -170,66 +155,51 @@ def is_staged_as(name: str, staged: str) -> bool:
 
 
 def check_row(
-    row: Row, images: Mapping[int, Path], config: ModelConfig, options: CheckOptions
+    row: Row, staged: Mapping[int, Path], fitting: Fitting, options: CheckOptions
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Check one sample -> its entry of ``samples.json`` (without its batch) and its estimate."""
-    faults = Faults(row.sample)
     names = [printable(name) for name in row.names]
-    sources: list[ImageSource] = []
+    faults = Faults(row.sample, names[0])
+    files: list[ImageSource] = []
     with ExitStack() as opened:
-        for number, name in zip(row.images, names, strict=True):
-            with faults.collect(name):
-                if number not in images:
+        for number, name, axes in row.files:
+            with faults.collect(printable(name)):
+                if number not in staged:
                     raise InputMissingError("the image does not exist", remedy="check the path in the samplesheet")
-                source = open_image(images[number], axes=row.get("axes"))
-                sources.append(opened.enter_context(source))
+                source = open_image(staged[number], axes=axes)
+                files.append(opened.enter_context(source))
                 if isinstance(source, ZarrSource) and not options.fill_missing:
                     refuse_missing_chunks(source)
                 if options.full:
                     read_all(source)
-        with faults.collect(names[0]):
-            check_sums(row, [images.get(number) for number in row.images])
-        if len(sources) < len(names):
+        with faults.collect():
+            check_sums(row, staged)
+        if len(files) < len(row.files):
             raise several(faults.found)
+        sources = files[: len(names)]
         first = sources[0]
-        warnings = list(dict.fromkeys(text for source in sources for text in source.warnings))
-        with faults.collect(names[0]):
+        with faults.collect():
             agree(sources, names)
-        channels: tuple[int, ...] = ()
-        with faults.collect(names[0]):
-            channels = choose_channels(sources, row.get("channel") or options.channel, config)
-        with faults.collect(names[0]):
-            check_dimensions(first, config)
-        spacing, unit, origin = (1.0, 1.0, 1.0), "pixel", ""
-        with faults.collect(names[0]):
-            spacing, unit, origin, told = resolve_spacing(row, options, sources)
-            warnings += told
-        model = model_spacing(config, first, spacing, unit)
-        if origin:
-            with faults.collect(names[0]):
-                warnings += compare_spacing(spacing, model, options.allow_spacing_mismatch)
-        box: Box | None = None
-        with faults.collect(names[0]):
-            box, told = choose_box(first, config, options, spacing, model)
-            warnings += told
-        if faults.found:
-            raise several(faults.found)
-        shape = first.shape[1:] if box is None else tuple(stop - start for start, stop in box)
-        warnings += compare_shape(shape, first, config)
-        warnings += [f"the column {name} is not used in this version" for name in UNUSED if row.get(name)]
+        fit = fitting(row, files, options, faults)
+        warnings = [
+            *(text for source in sources for text in source.warnings),
+            *fit.warnings,
+            *(f"the column {name} is not used in this version" for name in UNUSED if row.get(name)),
+        ]
         entry = {
             "id": row.sample,
-            "images": list(row.images),
-            "channel": list(channels),
+            "start": row.start,
+            "images": [number for number, _, _ in row.files],
+            "channel": list(fit.channels),
             "format": first.format,
             "shape": [first.shape[0] if len(sources) == 1 else len(sources), *first.shape[1:]],
             "dtype": np.result_type(*(source.dtype for source in sources)).name,
-            "spacing": list(spacing),
-            "unit": unit,
-            "spacing_origin": origin,
-            "box": None if box is None else [list(pair) for pair in box],
-            "flip": options.flip,
-            "intensity": options.intensity,
+            "spacing": list(fit.spacing),
+            "unit": fit.unit,
+            "spacing_origin": fit.origin,
+            "box": None if fit.box is None else [list(pair) for pair in fit.box],
+            "flip": fit.flip,
+            "intensity": fit.intensity,
             "missing_chunks": "fill" if options.fill_missing else "error",
             "nonfinite": options.nonfinite,
             "in_place": len(sources) == 1 and first.in_place is not None,
@@ -237,12 +207,16 @@ def check_row(
             "group": row.get("group"),
             "axes": row.get("axes"),
             "files": names,
+            "labels": None if row.labels is None else labels_entry(row.labels, row.files[-1][2]),
             "warnings": list(dict.fromkeys(warnings)),
         }
-        # Without a physical size nothing is resampled, as if the image had the model's spacing.
-        measured = model_spacing(config, first, spacing, "um") if unit == "pixel" else spacing
-        figures = asdict(estimate(config, (shape[0], shape[1], shape[2]), measured, options.plan))
+        figures = asdict(fit.estimate)
         return entry, {name: figures[name] for name in FIGURES}
+
+
+def labels_entry(labels: LabelFile, axes: str | None) -> dict[str, str | None]:
+    """What the import needs to know of labels that are given; their file is the last of the row."""
+    return {"kind": labels.kind, "file": printable(labels.name), "axes": axes}
 
 
 # The files
@@ -271,18 +245,18 @@ def read_all(source: ImageSource) -> None:
                 source.read(channel, ((z, min(z + deep, depth)), (y, min(y + rows, length)), (0, width)))
 
 
-def check_sums(row: Row, paths: Sequence[Path | None]) -> None:
-    """Compare files with the digests in the sheet."""
+def check_sums(row: Row, staged: Mapping[int, Path]) -> None:
+    """Compare files with the digests in the sheet: one for every image, and one more where the labels have theirs."""
     text = row.get("sha256")
     if text is None:
         return
     digests = text.lower().split(";")
-    if len(digests) != len(paths):
-        raise BadDataError(f"{len(digests)} sha256 for {len(paths)} files")
-    for path, expected in zip(paths, digests, strict=True):
-        if path is not None and (found := sha256_tree(path)) != expected:
+    if len(digests) not in (len(row.images), len(row.files)):
+        raise BadDataError(f"{len(digests)} sha256 for {len(row.files)} files")
+    for (number, _, _), expected in zip(row.files, digests, strict=False):
+        if number in staged and (found := sha256_tree(staged[number])) != expected:
             raise BadDataError(
-                f"the SHA-256 of {printable(path.name)} is {found}",
+                f"the SHA-256 of {printable(staged[number].name)} is {found}",
                 expected=expected,
                 remedy="copy the file again from its origin",
             )

@@ -8,7 +8,8 @@ or to the CPU), 137 with more memory.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 OK = 0
@@ -118,6 +119,47 @@ class FaultsError(VoxelmillError):
 
     def __str__(self) -> str:
         return "\n\n".join(str(fault) for fault in self.faults)
+
+
+class Faults:
+    """Collects what is wrong with one sample, so that the user sees all of it at once.
+
+    Parameters
+    ----------
+    sample : str
+    file : str
+        The file that an error is about unless it is told otherwise, as the user named it.
+    """
+
+    def __init__(self, sample: str, file: str):
+        self.sample = sample
+        self.file = file
+        self.found: list[VoxelmillError] = []
+
+    @contextmanager
+    def collect(self, file: str | None = None) -> Iterator[None]:
+        """Keep an error of the block, with the sample's id and the file."""
+        try:
+            yield
+        except FaultsError as error:
+            self.found += error.faults
+        except VoxelmillError as error:
+            error.sample = self.sample
+            error.file = file or self.file
+            self.found.append(error)
+
+    def raise_found(self) -> None:
+        """Raise what was collected, if anything."""
+        if self.found:
+            raise several(self.found)
+
+
+def several(errors: Iterable[VoxelmillError]) -> VoxelmillError:
+    """One error for all; a single one as it is."""
+    faults: list[VoxelmillError] = []
+    for error in errors:
+        faults += error.faults if isinstance(error, FaultsError) else [error]
+    return faults[0] if len(faults) == 1 else FaultsError(faults)
 
 
 def code_of(error: BaseException) -> int:

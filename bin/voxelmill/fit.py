@@ -9,16 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from voxelmill.errors import (
-    BadDataError,
-    ModelMismatchError,
-)
+from voxelmill.errors import BadDataError, Faults, ModelMismatchError
 from voxelmill.formats import ImageSource
 from voxelmill.formats.spacing import Triple, checked, micrometres_per
 from voxelmill.image import Box
 from voxelmill.model.config import ModelConfig
 from voxelmill.planning import Options, Orientation
 from voxelmill.samplesheet import Row, printable
+from voxelmill.schedule import Estimate, estimate
 
 MISMATCH, REMARKABLE = 3.0, 1.5
 """Ratios of image and model spacing that are an error and worth a warning."""
@@ -49,29 +47,107 @@ class CheckOptions:
     plan: Options = field(default_factory=Options)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What the check decided about a sample.
+
+    ``spacing`` along z, y, x in micrometres, or voxels where ``unit`` is ``pixel``; ``origin`` says where it comes
+    from; ``box`` in voxels of the file, None for all of it.
+    """
+
+    channels: tuple[int, ...]
+    spacing: Triple
+    unit: str
+    origin: str
+    box: Box | None
+    flip: str
+    intensity: str
+    estimate: Estimate
+    warnings: tuple[str, ...]
+
+
+def fit_model(
+    config: ModelConfig, row: Row, files: Sequence[ImageSource], options: CheckOptions, faults: Faults
+) -> Fit:
+    """Compare a sample's image with the model.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    row : Row
+    files : sequence of ImageSource
+        One file with all channels, or one per channel.
+    options : CheckOptions
+    faults : Faults
+        Collects what is wrong; it is raised at the end.
+    """
+    first = files[0]
+    warnings: list[str] = []
+    channels: tuple[int, ...] = ()
+    with faults.collect():
+        channels = choose_channels(files, row.get("channel") or options.channel, config)
+    with faults.collect():
+        check_dimensions(first, config)
+    spacing, unit, origin = (1.0, 1.0, 1.0), "pixel", ""
+    with faults.collect():
+        spacing, unit, origin, told = resolve_spacing(row, options, files)
+        warnings += told
+    model = model_spacing(config, first, spacing, unit)
+    if origin:
+        with faults.collect():
+            warnings += compare_spacing(spacing, model, options.allow_spacing_mismatch)
+    box: Box | None = None
+    with faults.collect():
+        box, told = choose_box(first.shape[1:], options, preview_size(first, config, spacing, model))
+        warnings += told
+    faults.raise_found()
+    shape = extent_of(first, box)
+    # Without a physical size nothing is resampled, as if the image had the model's spacing.
+    measured = model_spacing(config, first, spacing, "um") if unit == "pixel" else spacing
+    return Fit(
+        channels=channels,
+        spacing=spacing,
+        unit=unit,
+        origin=origin,
+        box=box,
+        flip=options.flip,
+        intensity=options.intensity,
+        estimate=estimate(config, shape, measured, options.plan),
+        warnings=(*warnings, *compare_shape(shape, first, config)),
+    )
+
+
+def extent_of(source: ImageSource, box: Box | None) -> tuple[int, ...]:
+    """Voxels along z, y, x that will be worked on."""
+    return source.shape[1:] if box is None else tuple(stop - start for start, stop in box)
+
+
 def choose_channels(sources: Sequence[ImageSource], wanted: str | None, config: ModelConfig) -> tuple[int, ...]:
     """Channels of the file in the model's order; their number must be the model's."""
-    if len(sources) > 1:
-        return channels_of_files(sources, wanted, config)
-    source = sources[0]
-    count = source.shape[0]
-    if wanted is None:
-        if source.rgb and config.channels != 3:
+    first = sources[0]
+    if wanted is None and len(sources) == 1:
+        if first.rgb and config.channels != 3:
             raise BadDataError(
-                f"an RGB image, axes {source.axes.upper()}",
+                f"an RGB image, axes {first.axes.upper()}",
                 expected=f"{config.channels} grey: {', '.join(config.channel_names)}",
                 remedy="save it as a grey image, or choose one colour with --channel or the column channel",
             )
-        refuse_order(source, config)
-        chosen = tuple(range(count))
-    else:
-        chosen = parse_channels(wanted, count, source.channel_names)
+        refuse_order(first, config)
+    chosen = named_channels(sources, wanted)
     if len(chosen) != config.channels:
-        raise wrong_channels(describe(source, chosen), config)
+        raise wrong_channels(describe(first, chosen) if len(sources) == 1 else [f"{len(sources)} files"], config)
     return chosen
 
 
-def channels_of_files(sources: Sequence[ImageSource], wanted: str | None, config: ModelConfig) -> tuple[int, ...]:
+def named_channels(sources: Sequence[ImageSource], wanted: str | None) -> tuple[int, ...]:
+    """The wanted channels of a file, without a wish all of them; of several files each is one."""
+    if len(sources) > 1:
+        return channels_of_files(sources, wanted)
+    count = sources[0].shape[0]
+    return tuple(range(count)) if wanted is None else parse_channels(wanted, count, sources[0].channel_names)
+
+
+def channels_of_files(sources: Sequence[ImageSource], wanted: str | None) -> tuple[int, ...]:
     """Every file is a channel."""
     if wanted is not None:
         raise BadDataError(
@@ -84,8 +160,6 @@ def channels_of_files(sources: Sequence[ImageSource], wanted: str | None, config
             f"{printable(several_inside[0])} has several channels",
             expected="one channel per file where the sample lists several files",
         )
-    if len(sources) != config.channels:
-        raise wrong_channels([f"{len(sources)} files"], config)
     return tuple(range(len(sources)))
 
 
@@ -236,21 +310,23 @@ def compare_shape(shape: Sequence[int], source: ImageSource, config: ModelConfig
     return [f"the image is much smaller than the model's training images: {named}"]
 
 
-def choose_box(
-    source: ImageSource, config: ModelConfig, options: CheckOptions, spacing: Triple, model: Triple
-) -> tuple[Box | None, list[str]]:
-    """The part of the image to work on, None for all of it, and warnings."""
-    size = source.shape[1:]
-    if options.box is not None:
-        return parse_box(options.box, size)
-    if not options.preview:
-        return None, []
+def preview_size(source: ImageSource, config: ModelConfig, spacing: Triple, model: Triple) -> tuple[int, ...]:
+    """Two windows on each axis, in voxels of the image (z, y, x)."""
     patch = [1, *config.patch_size][-3:]
     wanted = [1, 1, 1]
     for axis, length in zip(Orientation.of(config, source.affine).axes, patch, strict=True):
         wanted[axis] = max(1, math.ceil(2 * length * model[axis] / spacing[axis]))
+    return tuple(wanted)
+
+
+def choose_box(size: Sequence[int], options: CheckOptions, preview: Sequence[int]) -> tuple[Box | None, list[str]]:
+    """The part of an image (z, y, x) to work on, None for all of it, and warnings."""
+    if options.box is not None:
+        return parse_box(options.box, size)
+    if not options.preview:
+        return None, []
     pairs = []
-    for length, wish in zip(size, wanted, strict=True):
+    for length, wish in zip(size, preview, strict=True):
         kept = min(length, wish)
         start = (length - kept) // 2
         pairs.append((start, start + kept))

@@ -56,20 +56,22 @@ def extent(entry: Mapping[str, Any]) -> tuple[int, int, int]:
 def name_batches(entries: Sequence[dict[str, Any]], *, separate: bool) -> None:
     """Put small samples into shared batches, in the order of the sheet; every other sample is a batch of its own.
 
-    Samples that may be skipped are kept apart: a batch fails as a whole.
+    All samples of a batch start at the same stage. Samples that may be skipped are kept apart: a batch fails as a
+    whole.
     """
     batches: list[list[dict[str, Any]]] = []
-    room = 0
+    last: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
         entry["batch"] = entry["id"]
         voxels = math.prod(extent(entry))
         if separate or entry["in_place"] or voxels >= SMALL_VOXELS:
             continue
-        if not batches or len(batches[-1]) == BATCH_SAMPLES or voxels > room:
-            batches.append([])
-            room = BATCH_VOXELS
-        batches[-1].append(entry)
-        room -= voxels
+        batch = last.get(entry["start"], [])
+        held = sum(math.prod(extent(other)) for other in batch)
+        if not batch or len(batch) == BATCH_SAMPLES or held + voxels > BATCH_VOXELS:
+            batch = last[entry["start"]] = []
+            batches.append(batch)
+        batch.append(entry)
     ids = {entry["id"].lower() for entry in entries}
     names = (name for number in range(1, 2 * len(entries) + 2) if (name := f"batch{number}") not in ids)
     for batch in batches:

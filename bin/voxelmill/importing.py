@@ -160,21 +160,22 @@ def read_steps(
 ) -> Iterator[Step]:
     """All voxels of a sample in steps of a fixed size, checked; ``replaced`` counts those that were not finite."""
     for channel, (source, index) in enumerate(channels):
-        for at in step_boxes(shape, dtype.itemsize):
+        for at in step_boxes(shape, PLANE_SHARD if shape[0] == 1 else SHARD, dtype.itemsize):
             inside = tuple((a + start, b + start) for (a, b), (start, _) in zip(at, box, strict=True))
             raw = source.read(index, inside).astype(dtype, copy=False)
             yield channel, at, checked(raw, channel, at, spec, source, replaced)
 
 
-def step_boxes(shape: Sequence[int], itemsize: int) -> list[Box]:
-    """Boxes of whole shards that follow each other along x, y, then z; they depend on the image alone.
+def step_boxes(shape: Sequence[int], shard: Sequence[int], itemsize: int, limit: int = STEP_BYTES) -> list[Box]:
+    """Boxes of whole shards, of up to ``limit`` bytes, that follow each other along x, y, then z.
 
-    A step is as wide as the image where it can be, because most files hold whole rows together.
+    They depend on the image alone. A step is as wide as the image where it can be, because most files hold whole rows
+    together.
     """
-    depth, height, width = PLANE_SHARD if shape[0] == 1 else SHARD
-    across = max(1, STEP_BYTES // (depth * height * width * itemsize))
+    depth, height, width = shard
+    across = max(1, limit // (depth * height * width * itemsize))
     step_width = min(across, -(-shape[2] // width)) * width
-    rows = max(1, STEP_BYTES // (depth * height * step_width * itemsize))
+    rows = max(1, limit // (depth * height * step_width * itemsize))
     return cut_box(whole(shape), (depth, height * rows, step_width))
 
 
@@ -261,19 +262,17 @@ def import_batch(entries: Sequence[dict[str, Any]], images: Path, out: Path, rec
     entries : sequence of dict
         The batch's entries of ``samples.json``.
     images : Path
-        Staged images ``<n>/<file>``, numbered through the entries in order.
+        Staged files ``<n>/<file>``; the entries' ``images`` are their numbers.
     out : Path
         Each sample gets a folder of its own in it.
     record : Task
     """
-    number = 0
     for entry in entries:
         spec = SampleSpec.from_dict(entry)
-        sources = []
-        for _ in entry["images"]:
-            number += 1
-            (path,) = (images / str(number)).iterdir()
-            sources.append(open_image(path, axes=entry.get("axes")))
+        sources = [
+            open_image(staged_file(images, number), axes=entry["axes"])
+            for number in entry["images"][: len(entry["files"])]
+        ]
         info = import_image(sources, spec, out / spec.id)
         for source in sources:
             source.close()
@@ -285,6 +284,12 @@ def import_batch(entries: Sequence[dict[str, Any]], images: Path, out: Path, rec
             "store_bytes": tree_bytes(store),
             "in_place": not store.exists(),
         }
+
+
+def staged_file(folder: Path, number: int) -> Path:
+    """The only file in a numbered folder."""
+    (path,) = (folder / str(number)).iterdir()
+    return path
 
 
 def tree_bytes(path: Path) -> int:

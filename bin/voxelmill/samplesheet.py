@@ -14,7 +14,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from voxelmill.errors import BadDataError, InputMissingError, UsageError, VoxelmillError
+from voxelmill.errors import BadDataError, InputMissingError, VoxelmillError
 
 ID_LENGTH = 64
 
@@ -24,11 +24,32 @@ DEVICES = {"con", "prn", "aux", "nul", *(f"{name}{n}" for name in ("com", "lpt")
 RESULTS = {"pipeline_info", "report", "report.html", "outputs.json"}
 """What a run publishes beside the folders of its samples."""
 
-LATER = {"semantic": "assemble", "instances": "analyze"}
+STARTS = {"semantic": "assemble", "instances": "analyze"}
+"""Columns of labels that a row may bring along, and the stage that it then starts at; without them it is `predict`."""
+
 UNUSED = ("truth", "particle_size")
 
 SUFFIXES = re.compile(r"(\.ome)?\.(tiff?|btf|tf[28]|zarr)$|\.nii(\.gz)?$", re.IGNORECASE)
 CHANNEL_SUFFIX = re.compile(r"_(\d{4})$")
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A label image that a row names.
+
+    Attributes
+    ----------
+    kind : str
+        Its column: ``semantic`` or ``instances``.
+    name : str
+        The file as the user names it.
+    number : int
+        Its position in the list of all files.
+    """
+
+    kind: str
+    name: str
+    number: int
 
 
 @dataclass(frozen=True)
@@ -43,9 +64,11 @@ class Row:
     names : tuple of str
         The image files as the user names them.
     images : tuple of int
-        Their positions in the list of all images, from 1.
+        Their positions in the list of all files, from 1; labels come after the images of their row.
     values : dict
         The other cells that are filled, by column.
+    labels : LabelFile or None
+        Labels that are given instead of predicted.
     """
 
     number: int
@@ -53,9 +76,28 @@ class Row:
     names: tuple[str, ...]
     images: tuple[int, ...]
     values: Mapping[str, str]
+    labels: LabelFile | None = None
 
     def get(self, column: str) -> str | None:
         return self.values.get(column)
+
+    @property
+    def start(self) -> str:
+        """The stage that the sample starts at: ``predict``, ``assemble`` or ``analyze``."""
+        return "predict" if self.labels is None else STARTS[self.labels.kind]
+
+    @property
+    def files(self) -> list[tuple[int, str, str | None]]:
+        """Position, name and axes (as the user gives them) of every file: the images, then the labels.
+
+        Labels have the image's axes but for channels and time.
+        """
+        axes = self.get("axes")
+        images = [(number, name, axes) for number, name in zip(self.images, self.names, strict=True)]
+        if self.labels is None:
+            return images
+        spatial = None if axes is None else "".join(axis for axis in axes.lower() if axis in "zyx")
+        return [*images, (self.labels.number, self.labels.name, spatial)]
 
 
 @dataclass(frozen=True)
@@ -80,8 +122,8 @@ def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[R
     rows : list of Row
     rejected : list of Rejected
         Rows that cannot be used, each with all that is wrong.
-    images : int
-        How many images all rows name.
+    files : int
+        How many files all rows name.
 
     Raises
     ------
@@ -106,6 +148,10 @@ def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[R
         names = tuple(name for part in values.get("image", "").split(";") if (name := part.strip()))
         images = tuple(range(position, position + len(names)))
         position += len(names)
+        labels = [
+            LabelFile(kind, values[kind], position + i) for i, kind in enumerate(k for k in STARTS if k in values)
+        ]
+        position += len(labels)
         sample = values.get("sample", "")
         where = {"sample": printable(sample) or None, "file": f"{shown}, row {number}"}
         faults: list[VoxelmillError] = []
@@ -134,18 +180,20 @@ def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[R
                     expected="ids that differ in more than upper and lower case",
                 )
             )
-        faults += [
-            UsageError(
-                f"the column {column} starts at {stage}: not in this version", **where, remedy="leave the cell empty"
+        if len(labels) > 1:
+            faults.append(
+                BadDataError(
+                    f"the row has labels in {' and in '.join(STARTS)}",
+                    **where,
+                    expected="one of both: semantic labels, whose objects are still to be found, or the objects",
+                    remedy="leave one cell empty",
+                )
             )
-            for column, stage in LATER.items()
-            if column in values
-        ]
         if faults:
             rejected += [Rejected(printable(sample) or f"row {number}", fault) for fault in faults]
         else:
-            others = {name: cell for name, cell in values.items() if name not in ("sample", "image")}
-            rows.append(Row(number, sample, names, images, others))
+            others = {name: cell for name, cell in values.items() if name not in ("sample", "image", *STARTS)}
+            rows.append(Row(number, sample, names, images, others, labels[0] if labels else None))
     return rows, rejected, position - 1
 
 

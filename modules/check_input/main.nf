@@ -19,12 +19,12 @@ process CHECK_INPUT {
     def named = sheet ? "--input samplesheet.csv --images ${images instanceof List ? images.size() : 1}" : ''
     """
     ${missing.collect { number -> "rm -r _images/${number}" }.join('\n    ')}
-    check_input.py ${named} --staged _images --package _package --schema ${schema} ${options}
+    check_input.py ${named} --staged _images ${packed ? '--package _package' : ''} --schema ${schema} ${options}
     """
 
     stub:
     def numbers = images instanceof List ? (1..images.size()) : [1]
-    def samples = numbers.collect { n -> [id: "stub${n}", batch: "stub${n}", images: [n], in_place: false] }
+    def samples = numbers.collect { n -> [id: "stub${n}", batch: "stub${n}", start: packed ? 'predict' : 'assemble', images: [n], in_place: false] }
     """
     mkdir -p check
     echo '${groovy.json.JsonOutput.toJson([samples: samples, skipped: [], estimate: [:]])}' > check/samples.json

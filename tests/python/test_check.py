@@ -161,11 +161,11 @@ def test_sheet_with_mark_windows_lines_and_blanks(tmp_path: Path) -> None:
 
 
 def test_every_fault_of_every_row_is_told(tmp_path: Path) -> None:
-    lines = ["sample,image,unit,sha256,semantic", "../x,a.tif,,,", "A,a.tif,feet,12,", "a,,,,", "con.x,a.tif,,,l.tif",
-             "ok,a.tif,um,,"]  # fmt: skip
+    lines = ["sample,image,unit,sha256,semantic,instances", "../x,a.tif,,,,", "A,a.tif,feet,12,,", "a,,,,,",
+             "con.x,a.tif,,,l.tif,m.tif", "ok,a.tif,um,,,"]  # fmt: skip
     data = "\n".join(lines).encode()
     rows, rejected = sheet_of(tmp_path, data)
-    assert [(row.sample, row.images) for row in rows] == [("ok", (4,))]
+    assert [(row.sample, row.images) for row in rows] == [("ok", (6,))]
     text = "\n".join(str(one.error) for one in rejected)
     for words in (
         "'../x'",
@@ -175,10 +175,10 @@ def test_every_fault_of_every_row_is_told(tmp_path: Path) -> None:
         "no image",
         "rows 3 and 4",
         "Windows",
-        "assemble",
+        "labels in semantic and in instances",
     ):
         assert words in text
-    assert {one.error.code for one in rejected} == {65, 2}
+    assert {one.error.code for one in rejected} == {65}
 
 
 @pytest.mark.parametrize("name", ["Pipeline_Info", "report", "REPORT.html", "outputs.json"])
@@ -228,12 +228,10 @@ def test_an_image_under_another_rows_number_is_refused(tmp_path: Path, skip_bad:
         return check_input(sheet, folder, SCHEMA, model(), CheckOptions(skip_bad=skip_bad), images=len(names))
 
     assert [entry["id"] for entry in checked("right", "a.tif", "raw/b.tif", "c.tif").samples] == ["a", "b", "c"]
-    with pytest.raises(
-        BadDataError, match=r"'c\.tif' was taken for image 2, the sheet names '\./raw/b\.tif'"
-    ) as caught:
+    with pytest.raises(BadDataError, match=r"'c\.tif' was taken for file 2, the sheet names '\./raw/b\.tif'") as caught:
         checked("moved", "a.tif", "c.tif", "raw/b.tif")
     assert caught.value.sample == "b"
-    with pytest.raises(BadDataError, match="4 images were found in the samplesheet, 3 are named in it"):
+    with pytest.raises(BadDataError, match="4 files were found in the samplesheet, 3 are named in it"):
         checked("shifted", "a.tif", "raw/b.tif", "c.tif", "more/c.tif")
 
 
@@ -271,10 +269,10 @@ def test_entry_of_samples_json(tmp_path: Path) -> None:
     result = run(tmp_path, images=["a.ome.tif"])
     assert result.samples == [
         {
-            "id": "a", "batch": "a", "images": [1], "channel": [0], "format": "OME-TIFF", "shape": [1, 6, 20, 20],
+            "id": "a", "batch": "a", "start": "predict", "images": [1], "channel": [0], "format": "OME-TIFF", "shape": [1, 6, 20, 20],
             "dtype": "uint8", "spacing": [2.0, 1.0, 1.0], "unit": "um", "spacing_origin": "OME-XML", "box": None,
             "flip": "none", "intensity": "none", "missing_chunks": "error", "nonfinite": "error", "in_place": False,
-            "sha256": None, "group": None, "axes": None, "files": ["a.ome.tif"], "warnings": [],
+            "sha256": None, "group": None, "axes": None, "files": ["a.ome.tif"], "labels": None, "warnings": [],
         }
     ]  # fmt: skip
     assert result.skipped == [] and result.total["windows"] > 0
@@ -492,8 +490,8 @@ def test_full_check_reads_every_voxel(tmp_path: Path) -> None:
         run(tmp_path, images=["a.tif"], spacing="2,1,1", full=True)
 
 
-def entry_of(name: str, voxels: int = 1000, in_place: bool = False) -> dict[str, Any]:
-    return {"id": name, "shape": [1, 1, 1, voxels], "box": None, "in_place": in_place}
+def entry_of(name: str, voxels: int = 1000, in_place: bool = False, start: str = "predict") -> dict[str, Any]:
+    return {"id": name, "start": start, "shape": [1, 1, 1, voxels], "box": None, "in_place": in_place}
 
 
 def batches_of(entries: list[dict[str, Any]], separate: bool = False) -> list[str]:

@@ -54,10 +54,10 @@ def test_voxels_and_statistics(dtype: str, tmp_path: Path) -> None:
 
 def test_steps_cover_an_image_in_whole_shards_of_bounded_size() -> None:
     for shape in ((70, 600, 700), (1, 5000, 4100), (130, 300, 30_000), (5, 5, 5)):
-        boxes = step_boxes(shape, 2)
+        shard = (1, 2048, 2048) if shape[0] == 1 else (64, 256, 256)
+        boxes = step_boxes(shape, shard, 2)
         assert sum(int(np.prod([b - a for a, b in box])) for box in boxes) == np.prod(shape)
         assert max(2 * int(np.prod([b - a for a, b in box])) for box in boxes) <= STEP_BYTES
-        shard = (1, 2048, 2048) if shape[0] == 1 else (64, 256, 256)
         assert all(a % side == 0 for box in boxes for (a, _), side in zip(box, shard, strict=True))
 
 
