@@ -12,7 +12,7 @@ import zarr
 
 from voxelmill.errors import WRITE_FAILED, BadDataError, TemporaryError, WriteFailedError, code_of
 from voxelmill.files import atomic_path
-from voxelmill.formats.nifti_writer import NiftiWriter
+from voxelmill.formats.nifti_writer import Forms, NiftiWriter
 from voxelmill.formats.planes import STRIP_ROWS, PlaneWriter, Spool
 from voxelmill.formats.tiff_writer import TiffWriter
 from voxelmill.grid import INSTANCES, LabelGrid
@@ -185,25 +185,31 @@ def make_writer(path: Path, file: LabelFile, grid: LabelGrid, info: ImageInfo, f
     if format == TIFF:
         name = f"{grid.sample}.{file.name}"
         return TiffWriter(path, grid.shape, file.dtype, grid.spacing if physical else None, name, file.largest)
-    affine, codes = orientation(grid, info)
-    return NiftiWriter(path, grid.shape, file.dtype, affine, codes, physical)
+    forms, sizes = orientation(grid, info)
+    return NiftiWriter(path, grid.shape, file.dtype, forms, sizes, physical)
 
 
-def orientation(grid: LabelGrid, info: ImageInfo) -> tuple[np.ndarray, tuple[int, int]]:
-    """Affine (voxel x, y, z to millimetres) of the labels, and the codes of qform and sform.
+def orientation(grid: LabelGrid, info: ImageInfo) -> tuple[Forms, tuple[float, ...]]:
+    """``qform`` and ``sform`` of the labels, and their voxel size in millimetres along z, y, x.
 
-    The input's own, moved to the first voxel of the box that was cut out; for an input without, the axes of the image
-    are those of the space.
+    They are the input's own, moved to the first voxel of the box that was cut out. For an input that has none the axes
+    of the image are those of the space; one that sets neither stays without, unless it was cut.
     """
     if info.affine is None:
         per_unit = 1.0 if grid.unit == "pixel" else 1e-3
-        affine = np.diag([*(s * per_unit for s in reversed(grid.spacing)), 1.0])
+        sizes = tuple(s * per_unit for s in grid.spacing)
+        affine = np.diag([*reversed(sizes), 1.0])
         affine[:3, 3] = [o * per_unit for o in reversed(grid.origin)]
-        return affine, (1, 1)
-    affine = np.array(info.affine)
+        return ((1, affine), (1, affine)), sizes
     first = [round(o / s) for o, s in zip(info.origin, info.spacing, strict=True)]
-    affine[:3, 3] += affine[:3, :3] @ first[::-1]
-    return affine, (1, 1)
+    best = np.array(info.affine)
+    (qform, turned), (sform, stretched) = info.forms
+    forms = (qform, np.array(turned)), (sform, np.array(stretched))
+    if not (qform or sform) and any(first):
+        forms = (0, np.eye(4)), (1, best.copy())
+    for _, matrix in forms:
+        matrix[:3, 3] += matrix[:3, :3] @ first[::-1]
+    return forms, tuple(map(float, reversed(np.linalg.norm(best[:3, :3], axis=0))))
 
 
 def write_planes(

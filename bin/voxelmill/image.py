@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,14 @@ from voxelmill.files import read_json, write_json
 
 Box = tuple[tuple[int, int], ...]
 """Half-open (start, stop) on the three axes."""
+
+
+Matrix = tuple[tuple[float, ...], ...]
+"""Rows."""
+
+
+def as_matrix(rows: Iterable[Iterable[float]]) -> Matrix:
+    return tuple(tuple(map(float, row)) for row in rows)
 
 
 def slices(box: Box) -> tuple[slice, ...]:
@@ -94,6 +102,8 @@ class ImageInfo:
     """Contents of ``<sample>.image.json``. Axis order z, y, x; lengths in micrometres unless ``unit`` is ``pixel``.
 
     ``origin`` is the position of the first voxel, in the frame of the input; not zero where a box was cut out.
+    ``affine`` (4 x 4, voxel x, y, z of the file to millimetres) and ``forms`` (code and affine of ``qform`` and
+    ``sform``) are those of a NIfTI input and know nothing of the box.
     """
 
     sample: str
@@ -110,7 +120,8 @@ class ImageInfo:
     nonzero_box: Box
     statistics: tuple[ChannelStatistics, ...]
     content_sha256: str
-    affine: tuple[tuple[float, ...], ...] | None = None
+    affine: Matrix | None = None
+    forms: tuple[tuple[int, Matrix], ...] = ()
     origin: tuple[float, ...] = (0.0, 0.0, 0.0)
     warnings: tuple[str, ...] = field(default=())
 
@@ -145,7 +156,8 @@ class ImageInfo:
                     ChannelStatistics(**{**s, "planes": tuple(tuple(axis) for axis in s["planes"])})
                     for s in value["statistics"]
                 ),
-                "affine": None if value["affine"] is None else tuple(tuple(row) for row in value["affine"]),
+                "affine": None if value["affine"] is None else as_matrix(value["affine"]),
+                "forms": tuple((code, as_matrix(rows)) for code, rows in value["forms"]),
             }
         )
 

@@ -14,7 +14,7 @@ import numpy as np
 from voxelmill.errors import BadDataError
 from voxelmill.formats import open_image
 from voxelmill.formats.base import ImageSource
-from voxelmill.image import ArrayLocation, Box, ImageInfo, Intensity, cut_box, slices, whole
+from voxelmill.image import ArrayLocation, Box, ImageInfo, Intensity, as_matrix, cut_box, slices, whole
 from voxelmill.pictures import PictureBuilder, save_pictures, stretch
 from voxelmill.statistics import Measurement, nonzero_box, percentile8
 from voxelmill.store import create_array, multiscales, write_group
@@ -130,7 +130,8 @@ def import_image(sources: Sequence[ImageSource], spec: SampleSpec, out: Path) ->
         nonzero_box=nonzero,
         statistics=tuple(m.statistics(nonzero) for m in measured),
         content_sha256=digest.hexdigest(),
-        affine=None if sources[0].affine is None else tuple(tuple(map(float, row)) for row in sources[0].affine),
+        affine=None if sources[0].affine is None else as_matrix(sources[0].affine),
+        forms=tuple((code, as_matrix(form)) for code, form in sources[0].forms),
         origin=tuple(
             first + start * size
             for first, (start, _), size in zip(

@@ -29,6 +29,7 @@ from voxelmill.formats.nifti_writer import crc32_combine
 from voxelmill.formats.planes import piece_rows
 from voxelmill.grid import LabelGrid
 from voxelmill.image import ArrayLocation, ImageInfo
+from voxelmill.importing import SampleSpec, import_image
 from voxelmill.store import create_array
 from voxelmill.task import task
 
@@ -72,6 +73,7 @@ def make_info(grid: LabelGrid, *, format="OME-TIFF", affine=None, origin=(0.0, 0
         statistics=(),
         content_sha256="0" * 64,
         affine=affine,
+        forms=() if affine is None else ((0, tree(np.eye(4))), (1, affine)),
         origin=origin,
         **other,
     )
@@ -332,30 +334,30 @@ def rotated(spacing) -> np.ndarray:
     return affine
 
 
-def source_of(path: Path, affine: np.ndarray, shape, codes) -> None:
-    image = nib.Nifti1Image(np.zeros(shape[::-1], np.uint8), affine)
-    image.set_qform(affine, codes[0])
-    image.set_sform(affine, codes[1])
-    image.header.set_xyzt_units("mm")
-    nib.save(image, path)
-
-
 def tree(affine: np.ndarray) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(map(float, row)) for row in affine)
 
 
-def test_nifti_has_the_geometry_of_the_input(tmp_path):
+@pytest.mark.parametrize("codes", [(1, 1), (0, 2), (1, 0), (1, 4), (0, 0)])
+def test_nifti_has_the_geometry_of_the_input(tmp_path, codes):
     grid = make_grid((20, 30, 40))
     labels = labels_of(grid.shape, 3, "uint8")
-    affine = rotated(grid.spacing)
-    source_of(tmp_path / "in.nii.gz", affine, grid.shape, (1, 1))
-    with open_image(tmp_path / "in.nii.gz") as source:
-        info = make_info(grid, format=source.format, affine=tree(source.affine))
+    image = nib.Nifti1Image(np.zeros(grid.shape[::-1], np.uint8), None)
+    image.header.set_zooms([s / 1e3 for s in reversed(grid.spacing)])
+    if codes[0]:
+        image.set_qform(rotated(grid.spacing), codes[0])
+    if codes[1]:
+        image.set_sform(rotated(grid.spacing) + np.eye(4)[3] * [[5], [6], [7], [0]], codes[1])
+    image.header.set_xyzt_units("mm")
+    nib.save(image, tmp_path / "in.nii.gz")
+    info = imported(tmp_path / "in.nii.gz", grid, tmp_path)
     path = write(make_store(tmp_path, grid, semantic=labels), grid, info, tmp_path / "a", "nifti")["a.label_raw.nii.gz"]
 
     ours, given = nib.load(path), nib.load(tmp_path / "in.nii.gz")
     np.testing.assert_allclose(ours.affine, given.affine, rtol=1e-6)
+    assert (int(ours.header["qform_code"]), int(ours.header["sform_code"])) == codes
     np.testing.assert_allclose(ours.get_qform(), given.get_qform(), atol=1e-5)
+    assert ours.header.get_zooms() == pytest.approx(given.header.get_zooms())
     np.testing.assert_array_equal(np.asarray(ours.dataobj).T, labels)
     assert ours.get_data_dtype() == np.uint8
     assert ours.header.get_xyzt_units()[0] == "mm"
@@ -364,6 +366,27 @@ def test_nifti_has_the_geometry_of_the_input(tmp_path):
     assert ours.GetSpacing() == pytest.approx(given.GetSpacing(), rel=1e-6)
     assert ours.GetOrigin() == pytest.approx(given.GetOrigin(), rel=1e-6)
     assert ours.GetDirection() == pytest.approx(given.GetDirection(), abs=1e-6)
+
+
+def imported(path: Path, grid: LabelGrid, out: Path) -> ImageInfo:
+    """What IMPORT_IMAGE writes about a file."""
+    spec = SampleSpec("a", (0,), grid.spacing, grid.unit, "")
+    with open_image(path) as source:
+        import_image([source], spec, out)
+    return ImageInfo.load(out / "a.image.json")
+
+
+def test_a_unit_of_micrometres_becomes_millimetres(tmp_path):
+    grid = make_grid((5, 6, 7))
+    image = nib.Nifti1Image(np.zeros(grid.shape[::-1], np.uint8), np.diag([*reversed(grid.spacing), 1]))
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "in.nii")
+    labels = labels_of(grid.shape, 3, "uint8")
+    info = imported(tmp_path / "in.nii", grid, tmp_path)
+    path = write(make_store(tmp_path, grid, semantic=labels), grid, info, tmp_path / "a", "nifti")["a.label_raw.nii.gz"]
+    np.testing.assert_allclose(nib.load(path).affine * 1e3, image.affine * [[1], [1], [1], [1e3]], rtol=1e-6)
+    with open_image(path) as source:
+        assert source.spacing == pytest.approx(grid.spacing)
 
 
 def test_the_affine_moves_with_the_box(tmp_path):

@@ -69,6 +69,8 @@ class ImageSource(ABC):
         Where in the file the spacing was found.
     affine : numpy.ndarray or None
         4 x 4, voxel index (x, y, z) to millimetres, float64; NIfTI only.
+    forms : tuple of (int, numpy.ndarray)
+        Codes and affines of ``qform`` and ``sform``, as ``affine``; NIfTI only. A code of 0 means: not set.
     in_place : InPlace or None
         For Zarr only, and there where its chunks need no rearranging.
     warnings : list of str
@@ -91,6 +93,7 @@ class ImageSource(ABC):
     spacing: Triple | None = None
     spacing_origin: str = ""
     affine: np.ndarray | None = None
+    forms: tuple[tuple[int, np.ndarray], ...] = ()
     in_place: InPlace | None = None
     warnings: list[str] = field(default_factory=list)
     rgb: bool = False

@@ -210,6 +210,7 @@ def open_nifti(path: Path, axes: str | None = None) -> NiftiSource:
         stored = header.get_data_dtype()
         slope, intercept = header.get_slope_inter()
         affine = np.asarray(header.get_best_affine(), np.float64)
+        forms = orientation_forms(header)
         offset = int(header.get_data_offset())
     except (HeaderDataError, ValueError) as error:
         raise unreadable(path, error) from error
@@ -217,7 +218,8 @@ def open_nifti(path: Path, axes: str | None = None) -> NiftiSource:
     dtype = accepted_dtype(stored, path)
     scaling = None if slope is None or (slope, intercept) == (1, 0) else (float(slope), float(intercept or 0.0))
     check_size(path, offset + prod(lengths) * stored.itemsize, compressed)
-    affine[:3] *= factor / 1e3
+    for matrix in (affine, *(form for _, form in forms)):
+        matrix[:3] *= factor / 1e3
     return NiftiSource(
         path=path,
         format="NIfTI",
@@ -226,6 +228,7 @@ def open_nifti(path: Path, axes: str | None = None) -> NiftiSource:
         spacing=spacing.value,
         spacing_origin=spacing.origin,
         affine=affine,
+        forms=forms,
         warnings=list(spacing.warnings),
         axes=names,
         chunk=(1, lengths[-2], lengths[-1]) if compressed else (1, 1, lengths[-1]),
@@ -235,6 +238,15 @@ def open_nifti(path: Path, axes: str | None = None) -> NiftiSource:
         lengths=lengths,
         scaling=scaling,
     )
+
+
+def orientation_forms(header: nib.Nifti1Header) -> tuple[tuple[int, np.ndarray], ...]:
+    """Code and affine of ``qform`` and ``sform``, in the header's unit; an affine that is not set is the identity."""
+    found = []
+    for read in (header.get_qform, header.get_sform):
+        matrix, code = read(coded=True)
+        found.append((int(code), np.eye(4) if matrix is None else np.array(matrix, np.float64)))
+    return tuple(found)
 
 
 def file_axes(shape: tuple[int, ...], axes: str | None, path: Path) -> tuple[str, tuple[int, ...]]:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 
 from voxelmill.formats.nifti import open_nifti
 from voxelmill.formats.planes import LEVEL, Piece, PlaneWriter, not_as_written
@@ -30,6 +29,8 @@ FINAL = b"\x03\0"
 
 POLYNOMIAL = 0xEDB88320
 
+Forms = tuple[tuple[int, np.ndarray], tuple[int, np.ndarray]]
+
 
 class NiftiWriter(PlaneWriter):
     """One compressed NIfTI file of labels.
@@ -41,21 +42,21 @@ class NiftiWriter(PlaneWriter):
         z, y, x.
     dtype : str
         Any unsigned integer.
-    affine : numpy.ndarray
-        4 x 4, voxel index (x, y, z) to millimetres.
-    codes : tuple of int
-        ``qform_code`` and ``sform_code``.
+    forms : tuple of (int, numpy.ndarray)
+        Codes and affines (voxel x, y, z to millimetres) of ``qform`` and ``sform``; a code of 0 leaves one out.
+    sizes : sequence of float
+        Millimetres along z, y, x, for readers that look at neither.
     physical : bool
         False for an image without physical size: the header's unit is then unknown.
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, ...], dtype: str, affine: np.ndarray, codes: tuple[int, int], physical: bool
+        self, path: Path, shape: tuple[int, ...], dtype: str, forms: Forms, sizes: Sequence[float], physical: bool
     ):
         super().__init__(path, shape, dtype)
         self._file = open(path, "wb")  # noqa: SIM115
         self._crc = self._length = 0
-        head = header(shape, self.dtype, affine, codes, physical)
+        head = header(shape, self.dtype, forms, sizes, physical)
         self._file.write(HEADER)
         self._put(deflate(head))
 
@@ -86,26 +87,20 @@ class NiftiWriter(PlaneWriter):
                 )
 
 
-def header(shape: Sequence[int], dtype: np.dtype, affine: np.ndarray, codes: tuple[int, int], physical: bool) -> bytes:
-    """Header of a NIfTI file up to its first voxel; NIfTI-2 where an axis is longer than NIfTI-1 can say.
-
-    A quaternion cannot hold shears: where the affine has some, only the ``sform`` is written.
-    """
+def header(shape: Sequence[int], dtype: np.dtype, forms: Forms, sizes: Sequence[float], physical: bool) -> bytes:
+    """Header of a NIfTI file up to its first voxel; NIfTI-2 where an axis is longer than NIfTI-1 can say."""
     kind, offset = (nib.Nifti2Header, 544) if max(shape) > MAX_NIFTI1 else (nib.Nifti1Header, 352)
     made = kind(endianness="<")
     made.set_data_dtype(dtype)
     made.set_data_shape(tuple(reversed(shape)))
     made.set_slope_inter(1, 0)
     made["vox_offset"] = offset
-    made["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
+    made["pixdim"][1:4] = sizes[::-1]
     if physical:
         made.set_xyzt_units("mm")
-    qform, sform = codes
+    (qform, turned), (sform, affine) = forms
     if qform:
-        try:
-            made.set_qform(affine, qform, strip_shears=False)
-        except HeaderDataError:
-            made["qform_code"], sform = 0, sform or qform
+        made.set_qform(turned, qform)
     if sform:
         made.set_sform(affine, sform)
     return bytes(made.binaryblock) + bytes(offset - made.sizeof_hdr)
