@@ -34,7 +34,18 @@ class BlockRow:
     n_pieces: int
 
 
-Row = TypeVar("Row", TileRow, BlockRow)
+@dataclass(frozen=True)
+class MeasureRow:
+    """One line of ``<batch>.measures.csv``: a task measures the rows [first, last) of a sample's table of objects."""
+
+    sample: str
+    task: int
+    first: int
+    last: int
+    memory_bytes: int
+
+
+Row = TypeVar("Row", TileRow, BlockRow, MeasureRow)
 
 
 def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:

@@ -1,0 +1,24 @@
+#!/usr/bin/env python3
+"""Find the components of every shard of one group of blocks."""
+
+from pathlib import Path
+
+import click
+
+from voxelmill.task import task
+
+
+@click.command()
+@click.option("--batch", required=True)
+@click.option("--group", required=True, type=int)
+@click.option("--connectivity", type=click.Choice(["6", "18", "26"]), default="26")
+@click.option("--components-of", type=click.Choice(["class", "foreground"]), default="class")
+def main(batch: str, group: int, connectivity: str, components_of: str) -> None:
+    with task("label_blocks", batch, str(group)) as record:
+        from voxelmill.components import Joining, label_group
+
+        label_group(batch, group, Path(), Joining(int(connectivity), components_of), record)
+
+
+if __name__ == "__main__":
+    main()
