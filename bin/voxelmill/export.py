@@ -39,7 +39,7 @@ class LabelFile:
         ``label_raw``, ``label_binary`` or ``label_instances``.
     dtype : str
     largest : int or None
-        Largest value, where it is known before.
+        End of the range that viewers show; None for the largest value.
     values : callable
         Labels (z, y, x) of the store -> values of the file.
     """

@@ -43,7 +43,8 @@ class TiffWriter(PlaneWriter):
     name : str
         Of the image inside OME-XML.
     largest : int or None
-        End of the display range; None leaves it to the viewer.
+        End of ImageJ's display range; None for the largest value that was written. Without a range ImageJ takes that of
+        the first plane, which is often empty.
     """
 
     def __init__(
@@ -62,11 +63,16 @@ class TiffWriter(PlaneWriter):
         self.imagej = self.dtype.itemsize <= 2 and size < LIMIT
         self._writer = tifffile.TiffWriter(path, bigtiff=size >= LIMIT, byteorder="<", ome=False, shaped=False)
         self._resolution = None if spacing is None else (1 / spacing[2], 1 / spacing[1])
-        self._description: str | None = (
-            imagej_description(shape, spacing, largest) if self.imagej else ome_description(name, shape, dtype, spacing)
+        self._spacing, self._largest, self._found = spacing, largest, 0
+        self._first: str | None = (
+            imagej_description(shape, spacing, largest or 0)
+            if self.imagej
+            else ome_description(name, shape, dtype, spacing)
         )
 
     def encode(self, rows: np.ndarray) -> Piece:
+        if self._largest is None:
+            self._found = max(self._found, int(rows.max()))
         return Piece(zlib.compress(rows.astype(self.dtype, copy=False).tobytes(), LEVEL), rows.size)
 
     def write(self, pieces: Iterator[Piece]) -> None:
@@ -80,15 +86,20 @@ class TiffWriter(PlaneWriter):
             photometric="minisblack",
             resolution=self._resolution,
             resolutionunit=1,
-            description=self._description,
+            description=self._first,
             metadata=None,
             contiguous=False,
             software=False,
         )
-        self._description = None
+        self._first = None
 
     def close(self) -> None:
         self._writer.close()
+        if self.imagej and self._largest is None and self._first is None:
+            # The text has one length for all ranges, so that this changes some digits in place.
+            with tifffile.TiffFile(self.path, mode="r+") as tif:
+                text = imagej_description(self.shape, self._spacing, self._found)
+                tif.pages.first.tags["ImageDescription"].overwrite(text)
 
     def verify(self) -> None:
         size = self.path.stat().st_size
@@ -104,7 +115,7 @@ class TiffWriter(PlaneWriter):
                 )
 
 
-def imagej_description(shape: Sequence[int], spacing: Sequence[float] | None, largest: int | None) -> str:
+def imagej_description(shape: Sequence[int], spacing: Sequence[float] | None, largest: int) -> str:
     """ImageJ's text: number of planes, distance between them, unit of all lengths, display range.
 
     ImageJ leaves out a distance of one unit and other readers then do not know it, so it is always written.
@@ -114,9 +125,7 @@ def imagej_description(shape: Sequence[int], spacing: Sequence[float] | None, la
         lines += [f"slices={shape[0]}"]
     if spacing is not None:
         lines += ["unit=micron", f"spacing={float(spacing[0])!r}"]
-    lines += ["loop=false"]
-    if largest is not None:
-        lines += ["min=0.0", f"max={float(largest)}"]
+    lines += ["loop=false", "min=0.0", f"max={largest:05d}.0"]
     return "\n".join([*lines, ""])
 
 
