@@ -105,7 +105,7 @@ def fittings(rows: Iterable[Row], config: ModelConfig | None) -> list[tuple[Row,
     if without:
         named = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
         raise UsageError(
-            f"there is no model, and {len(without)} samples come without labels: {named}",
+            f"there is no model, and no labels are given for {named}",
             expected="a model, or labels for every sample",
             remedy="pass --model, or name label images in the samplesheet's column semantic or instances",
         )

@@ -5,6 +5,7 @@ Each case is one row of a table: a number, a function that writes the input, fla
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -41,6 +42,7 @@ class Case:
     """One kind of bad input.
 
     ``write`` gets a folder, puts images there and returns the samplesheet, or None where the images are the input.
+    ``config`` are changes of the model; without a model it is None.
     ``then`` runs the script of a later task in the folder where CHECK_INPUT ended well; the code is that of the last.
     """
 
@@ -50,7 +52,7 @@ class Case:
     code: int
     words: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] | None = field(default_factory=dict)
     then: Callable[[pytest.MonkeyPatch], None] | None = None
 
     def __str__(self) -> str:
@@ -178,6 +180,31 @@ def checksum_off(folder: Path) -> None:
     (folder / "a.nii.gz").write_bytes(data)
 
 
+def labelled(
+    value: float = 1, dtype: str = "u1", shape: tuple[int, ...] = (6, 20, 20), column: str = "semantic"
+) -> Callable[[Path], str]:
+    """A sheet with an image and labels that hold one value."""
+    data = np.zeros(shape, dtype)
+    data[..., 3, 4, 5] = value
+    return sheet(f"sample,image,{column}\na,a.tif,l.tif\n", tiff("l.tif", data=data))
+
+
+def colours(folder: Path) -> None:
+    write_image(folder / "l.tif", (2, 6, 20, 20))
+
+
+def turned(axes: str) -> Callable[[Path], str]:
+    """Image and labels as NIfTI, the labels with other axes."""
+
+    def write(folder: Path) -> str:
+        for name, codes in (("a.nii", "RAS"), ("l.nii", axes)):
+            signs = [1 if code in "RAS" else -1 for code in codes]
+            nib.save(nib.Nifti1Image(np.ones((20, 20, 6), "u1"), np.diag([*signs, 1])), folder / name)
+        return "sample,image,instances\na,a.nii,l.nii\n"
+
+    return write
+
+
 TEXT = b"sample,image\n" * 60
 TIME = {"imagej": True, "metadata": {"axes": "TZYX"}}
 FLAT = {"patch_size": (16, 16), "configuration": "2d"}
@@ -237,6 +264,23 @@ CASES = [
     Case(63, "fewer channels", tiff(), 78, ("channel 0", "red, green"), SPACING, {"channel_names": ("red", "green")}),
     Case(63, "swapped channels", two_channels, 78, ("green, red", "red, green"), SPACING,
          {"channel_names": ("red", "green")}),
+    Case(85, "labels of another shape", labelled(shape=(6, 20, 21)), 65, ("6 x 20 x 21", "6 x 20 x 20", "l.tif")),
+    Case(85, "labels of two channels", sheet("sample,image,semantic\na,a.tif,l.tif\n", colours), 65,
+         ("2 channels", "l.tif")),
+    Case(85, "labels run otherwise", turned("LAS"), 65, ("run LAS", "image RAS", "l.nii")),
+    Case(85, "labels run the same way", turned("RAS"), 0, (), then=import_all),
+    Case(86, "float labels", labelled(1.5, "f4"), 65, ("float32", "integers", "convert")),
+    Case(86, "negative label", labelled(-7, "i2"), 65, ("label -7", "3, 4, 5", "l.tif"), then=import_all),
+    Case(86, "negative object", labelled(-7, "i8", column="instances"), 65, ("-7", "3, 4, 5"), then=import_all),
+    Case(86, "a class too many", labelled(65535, "u2"), 65, ("65535", "column instances"), then=import_all),
+    Case(86, "an id too large", labelled(2**63, "u8", column="instances"), 65, (str(2**63),), then=import_all),
+    Case(86, "largest class", labelled(65534, "u4"), 0, (), config=None, then=import_all),
+    Case(86, "largest object", labelled(2**63 - 1, "u8", column="instances"), 0, (), config=None, then=import_all),
+    Case(87, "missing labels", sheet("sample,image,semantic\na,a.tif,sub/gone.tif\n"), 66, ("sub/gone.tif", "exist")),
+    Case(87, "labels without image", sheet("sample,image,semantic\na,,a.tif\n"), 65, ("no image",)),
+    Case(87, "labels twice", sheet("sample,image,semantic,instances\na,a.tif,a.tif,a.tif\n"), 65, ("leave one cell",)),
+    Case(87, "no labels, no model", sheet("sample,image,semantic\na,a.tif,\n"), 2, ("--model", "given for a"), (), None),
+    Case(87, "images, no model", tiff(), 2, ("--model", "given for a"), SPACING, None),
 ]  # fmt: skip
 
 
@@ -245,14 +289,18 @@ def prepare(case: Case, folder: Path) -> list[str]:
     inputs = folder / "in"
     inputs.mkdir()
     text = case.write(inputs)
-    arguments = ["--staged", "images", "--package", "package", "--schema", str(SCHEMA), *case.flags]
+    arguments = ["--staged", "images", "--schema", str(SCHEMA), *case.flags]
     if text is None:
         stage(folder / "images", sorted(path.name for path in inputs.iterdir()), inputs)
     else:
         (inputs / "samplesheet.csv").write_text(text)
         arguments += ["--input", "in/samplesheet.csv"]
-        stage(folder / "images", [line.rpartition(",")[2] for line in text.splitlines()[1:]], inputs)
-    write_package(folder / "package", model(**case.config))
+        rows = list(csv.DictReader(text.splitlines()))
+        named = [row.get(name) for row in rows for name in ("image", "semantic", "instances")]
+        stage(folder / "images", [name for name in named if name], inputs)
+    if case.config is not None:
+        write_package(folder / "package", model(**case.config))
+        arguments += ["--package", "package"]
     return arguments
 
 

@@ -19,7 +19,14 @@ import zarr
 from conftest import ROOT
 from voxelmill import forecast
 from voxelmill.check import check_input, is_staged_as
-from voxelmill.errors import BadDataError, FaultsError, ModelMismatchError, VoxelmillError, WriteFailedError
+from voxelmill.errors import (
+    BadDataError,
+    FaultsError,
+    ModelMismatchError,
+    UsageError,
+    VoxelmillError,
+    WriteFailedError,
+)
 from voxelmill.files import read_json
 from voxelmill.fit import CheckOptions
 from voxelmill.forecast import Checked, name_batches
@@ -114,7 +121,7 @@ def run(
     base: Path,
     rows: Sequence[Mapping[str, str]] | None = None,
     images: Sequence[str] = (),
-    config: ModelConfig | None = None,
+    config: ModelConfig | str | None = "model",
     **options: Any,
 ) -> Checked:
     """Check rows of a sheet, or images without a sheet, that lie in ``base``."""
@@ -125,11 +132,12 @@ def run(
             writer = csv.DictWriter(handle, list(dict.fromkeys(key for row in rows for key in row)))
             writer.writeheader()
             writer.writerows(rows)
-        images = [part.strip() for row in rows for part in row["image"].split(";") if part.strip()]
-    number = len(list(base.glob("staged*")))
-    return check_input(
-        sheet, stage(base / f"staged{number}", images, base), SCHEMA, config or model(), CheckOptions(**options)
-    )
+        images = []
+        for row in rows:
+            images += [part.strip() for part in row["image"].split(";") if part.strip()]
+            images += [row[column] for column in ("semantic", "instances") if row.get(column)]
+    staged = stage(base / f"staged{len(list(base.glob('staged*')))}", images, base)
+    return check_input(sheet, staged, SCHEMA, model() if config == "model" else config, CheckOptions(**options))
 
 
 def load_script(name: str) -> Any:
@@ -261,6 +269,19 @@ def test_rows_of_images() -> None:
     ]
 
 
+def test_labels_are_numbered_after_the_images_of_their_row(tmp_path: Path) -> None:
+    """Also those of rows that are rejected: Nextflow numbers files without judging rows."""
+    data = b"sample,image,semantic,instances\na,1.tif;2.tif,l;3.tif,\nb,4.tif,5.tif,6.tif\nc,7.tif,,8.tif\nd,9.tif,,\n"
+    (tmp_path / "s.csv").write_bytes(data)
+    rows, rejected, files = read_sheet(tmp_path / "s.csv", json.loads(SCHEMA.read_text()))
+    assert [(row.sample, row.start, row.files) for row in rows] == [
+        ("a", "assemble", [(1, "1.tif", None), (2, "2.tif", None), (3, "l;3.tif", None)]),
+        ("c", "analyze", [(7, "7.tif", None), (8, "8.tif", None)]),
+        ("d", "predict", [(9, "9.tif", None)]),
+    ]
+    assert [one.sample for one in rejected] == ["b"] and files == 9
+
+
 # Images and model
 
 
@@ -269,8 +290,9 @@ def test_entry_of_samples_json(tmp_path: Path) -> None:
     result = run(tmp_path, images=["a.ome.tif"])
     assert result.samples == [
         {
-            "id": "a", "batch": "a", "start": "predict", "images": [1], "channel": [0], "format": "OME-TIFF", "shape": [1, 6, 20, 20],
-            "dtype": "uint8", "spacing": [2.0, 1.0, 1.0], "unit": "um", "spacing_origin": "OME-XML", "box": None,
+            "id": "a", "batch": "a", "start": "predict", "images": [1], "channel": [0],
+            "format": "OME-TIFF", "shape": [1, 6, 20, 20], "dtype": "uint8", "spacing": [2.0, 1.0, 1.0],
+            "unit": "um", "spacing_origin": "OME-XML", "box": None,
             "flip": "none", "intensity": "none", "missing_chunks": "error", "nonfinite": "error", "in_place": False,
             "sha256": None, "group": None, "axes": None, "files": ["a.ome.tif"], "labels": None, "warnings": [],
         }
@@ -490,6 +512,106 @@ def test_full_check_reads_every_voxel(tmp_path: Path) -> None:
         run(tmp_path, images=["a.tif"], spacing="2,1,1", full=True)
 
 
+# Given labels
+
+
+def write_labels(path: Path, shape: Sequence[int] = (6, 20, 20), dtype: str = "u2", spacing: Any = None) -> Path:
+    sizes = dict(zip(("PhysicalSizeZ", "PhysicalSizeY", "PhysicalSizeX"), spacing or (), strict=bool(spacing)))
+    tifffile.imwrite(path, np.ones(shape, dtype), ome=True, photometric="minisblack", metadata={"axes": "ZYX", **sizes})
+    return path
+
+
+def test_rows_with_labels_need_no_model(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.tif", (2, 6, 20, 20), (2, 1, 1))
+        write_labels(tmp_path / f"{name}_l.tif")
+    given = [{"sample": "a", "image": "a.tif", "semantic": "a_l.tif", "channel": "1"},
+             {"sample": "b", "image": "b.tif", "instances": "b_l.tif"}]  # fmt: skip
+    alone = run(tmp_path, given, config=None, flip="x", intensity="percentile8", skip_bad=True)
+    assert alone.samples[0] == {
+        "id": "a", "batch": "a", "start": "assemble", "images": [1, 2], "channel": [1],
+        "format": "OME-TIFF", "shape": [2, 6, 20, 20], "dtype": "uint8", "spacing": [2.0, 1.0, 1.0], "unit": "um",
+        "spacing_origin": "OME-XML", "box": None, "flip": "none", "intensity": "none", "missing_chunks": "error",
+        "nonfinite": "error", "in_place": False, "sha256": None, "group": None, "axes": None, "files": ["a.tif"],
+        "labels": {"kind": "semantic", "file": "a_l.tif", "axes": None}, "warnings": [],
+    }  # fmt: skip
+    second = alone.samples[1]
+    assert (second["start"], second["images"], second["channel"]) == ("analyze", [3, 4], [0, 1])
+    assert alone.total["windows"] == alone.total["seconds"] == 0
+    assert alone.total["memory_bytes"] == CheckOptions().plan.memory_budget
+    assert alone.total["work_bytes"] > 3 * 2 * 2400 > alone.total["output_bytes"] > 0
+
+    write_image(tmp_path / "c.tif")
+    mixed = run(tmp_path, [*given, {"sample": "c", "image": "c.tif"}])
+    assert [entry["start"] for entry in mixed.samples] == ["assemble", "analyze", "predict"]
+    assert mixed.estimates["a"]["windows"] == 0 < mixed.estimates["c"]["windows"]
+    for skip_bad in (False, True):
+        with pytest.raises(UsageError, match="no labels are given for c$") as caught:
+            run(tmp_path, [*given, {"sample": "c", "image": "c.tif"}], config=None, skip_bad=skip_bad)
+        assert "--model" in str(caught.value)
+
+
+def test_all_faults_of_labels_at_once(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.tif", spacing=None)
+    write_labels(tmp_path / "l.tif", (6, 20, 21), "f4")
+    with pytest.raises(FaultsError) as caught:
+        run(tmp_path, [{"sample": "a", "image": "a.tif", "semantic": "l.tif", "channel": "7"}], config=None)
+    told = [(fault.file, fault.found.split()[0]) for fault in caught.value.faults]
+    assert told == [("a.tif", "there"), ("a.tif", "the"), ("l.tif", "the"), ("l.tif", "the")]
+    assert all(words in str(caught.value) for words in ("channel '7'", "voxel size", "float32", "6 x 20 x 21"))
+
+
+@pytest.mark.parametrize(
+    ("z", "row", "told"),
+    [
+        (2, {}, False),
+        (2.01, {}, False),
+        (2.1, {}, True),
+        (2, {"spacing": "4;1;1"}, True),
+        (4, {"unit": "pixel"}, False),
+    ],
+)
+def test_spacing_of_labels_is_told_and_not_used(tmp_path: Path, z: float, row: dict, told: bool) -> None:
+    write_image(tmp_path / "a.tif")
+    write_labels(tmp_path / "l.tif", spacing=(z, 1, 1))
+    entry = run(tmp_path, [{"sample": "a", "image": "a.tif", "semantic": "l.tif", **row}], config=None).samples[0]
+    assert any(f"labels' file gives {z:.4g} x 1 x 1 um" in text for text in entry["warnings"]) == told
+    assert entry["spacing"] == ([1, 1, 1] if "unit" in row else [4, 1, 1] if row else [2, 1, 1])
+
+
+def test_box_and_preview_without_a_model(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.tif", (6, 300, 20))
+    write_labels(tmp_path / "l.tif", (6, 300, 20))
+    row = {"sample": "a", "image": "a.tif", "instances": "l.tif"}
+    assert run(tmp_path, [row], config=None, preview=True).samples[0]["box"] == [[0, 6], [22, 278], [0, 20]]
+    assert run(tmp_path, [row], config=None, box="1:,:,:5").samples[0]["box"] == [[1, 6], [0, 300], [0, 5]]
+
+
+def test_labels_in_zarr_lack_no_chunk(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.tif")
+    array = zarr.create_array(tmp_path / "l.zarr", shape=(6, 20, 20), chunks=(3, 20, 20), dtype="u1")
+    array[:] = 1
+    (tmp_path / "l.zarr" / "c" / "1" / "0" / "0").unlink()
+    row = {"sample": "a", "image": "a.tif", "semantic": "l.zarr"}
+    with pytest.raises(BadDataError, match="1 chunks are missing") as caught:
+        run(tmp_path, [row], config=None)
+    assert caught.value.file == "l.zarr"
+    assert run(tmp_path, [row], config=None, fill_missing=True).samples[0]["in_place"] is False
+
+
+@pytest.mark.parametrize(("digests", "outcome"), [("i", None), ("i;l", None), ("l", 65), ("i;i", 65), ("i;l;l", 65)])
+def test_checksum_of_labels(tmp_path: Path, digests: str, outcome: int | None) -> None:
+    """One for the image, and one more for the labels where it is given."""
+    paths = {"i": write_image(tmp_path / "a.tif"), "l": write_labels(tmp_path / "l.tif")}
+    sums = ";".join(hashlib.sha256(paths[name].read_bytes()).hexdigest() for name in digests.split(";"))
+    row = {"sample": "a", "image": "a.tif", "semantic": "l.tif", "sha256": sums}
+    if outcome is None:
+        assert run(tmp_path, [row], config=None).samples[0]["sha256"] == sums
+    else:
+        with pytest.raises(BadDataError, match=r"SHA-256 of|3 sha256 for 2 files"):
+            run(tmp_path, [row], config=None)
+
+
 def entry_of(name: str, voxels: int = 1000, in_place: bool = False, start: str = "predict") -> dict[str, Any]:
     return {"id": name, "start": start, "shape": [1, 1, 1, voxels], "box": None, "in_place": in_place}
 
@@ -508,6 +630,9 @@ def test_small_samples_share_batches() -> None:
     assert [many.count(name) for name in ("batch1", "batch2")] == [64, 36]
     large = batches_of([entry_of(f"s{i}", 2**21 - 1) for i in range(50)])
     assert [large.count(name) for name in ("batch1", "batch2")] == [32, 18]
+    starts = ["predict", "assemble", "analyze", "assemble", "predict", "predict"]
+    mixed = batches_of([entry_of(f"s{i}", start=start) for i, start in enumerate(starts)])
+    assert mixed == ["batch1", "batch2", "s2", "batch2", "batch1", "batch1"]
     boxed = entry_of("a", 2**22) | {"box": [[0, 1], [0, 1], [0, 5]]}
     assert batches_of([boxed, entry_of("b")]) == ["batch1", "batch1"]
 
