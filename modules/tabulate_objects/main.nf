@@ -1,0 +1,33 @@
+// Linked objects and their measures -> tables, JSON, a chart and the report's pictures.
+process TABULATE_OBJECTS {
+    tag "${meta.id}"
+    label 'process_single'
+
+    input:
+    tuple val(meta), path(measures), path(linked), path(linked_json), path(grids), path(infos), path(stores, stageAs: 'stores/*'), val(_fingerprints), path(labels, stageAs: 'labels/?/*')
+    val options
+    val _code
+
+    output:
+    tuple val(meta), path('*/*.objects.parquet'), path('*/*.objects.json'), emit: tables
+    path '*/*.{objects.csv,profiles.parquet,axons.json,lengths.png,lengths.svg}', emit: files
+    path '*/*.gallery.npz', emit: gallery
+    path "${meta.id}/${meta.id}.tabulate_objects.json", emit: record
+
+    script:
+    """
+    tabulate_objects.py --batch ${meta.id} --samples ${meta.samples.join(',')} ${options}
+    """
+
+    stub:
+    """
+    for sample in ${meta.samples.join(' ')}; do
+        mkdir -p \$sample
+        for file in objects.csv objects.parquet objects.json profiles.parquet axons.json lengths.png lengths.svg gallery.npz; do
+            touch \$sample/\$sample.\$file
+        done
+    done
+    mkdir -p ${meta.id}
+    touch ${meta.id}/${meta.id}.tabulate_objects.json
+    """
+}
