@@ -279,7 +279,8 @@ CASES = [
     Case(87, "missing labels", sheet("sample,image,semantic\na,a.tif,sub/gone.tif\n"), 66, ("sub/gone.tif", "exist")),
     Case(87, "labels without image", sheet("sample,image,semantic\na,,a.tif\n"), 65, ("no image",)),
     Case(87, "labels twice", sheet("sample,image,semantic,instances\na,a.tif,a.tif,a.tif\n"), 65, ("leave one cell",)),
-    Case(87, "no labels, no model", sheet("sample,image,semantic\na,a.tif,\n"), 2, ("--model", "given for a"), (), None),
+    Case(87, "no labels, no model", sheet("sample,image,semantic\na,a.tif,\n"), 2,
+         ("--model", "given for a"), (), None),
     Case(87, "images, no model", tiff(), 2, ("--model", "given for a"), SPACING, None),
 ]  # fmt: skip
 

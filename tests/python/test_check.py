@@ -546,7 +546,7 @@ def test_rows_with_labels_need_no_model(tmp_path: Path) -> None:
     assert [entry["start"] for entry in mixed.samples] == ["assemble", "analyze", "predict"]
     assert mixed.estimates["a"]["windows"] == 0 < mixed.estimates["c"]["windows"]
     for skip_bad in (False, True):
-        with pytest.raises(UsageError, match="no labels are given for c$") as caught:
+        with pytest.raises(UsageError, match=r"no labels are given for c\n") as caught:
             run(tmp_path, [*given, {"sample": "c", "image": "c.tif"}], config=None, skip_bad=skip_bad)
         assert "--model" in str(caught.value)
 
