@@ -57,7 +57,6 @@ class LabelImage:
 
     def checked(self, labels: np.ndarray, box: Box) -> np.ndarray:
         """Labels that are none of an object or class are refused."""
-        labels = labels.view(np.uint8) if labels.dtype == bool else labels
         low, high, limit = int(labels.min()), int(labels.max()), LARGEST[self.kind]
         if low < 0 or high > limit:
             value = low if low < 0 else high
@@ -101,7 +100,7 @@ def survey(image: LabelImage) -> Survey:
     for at, labels in image.steps():
         largest = max(largest, int(labels.max()))
         if image.kind == SEMANTIC:
-            present |= np.bincount(labels.ravel(), minlength=len(present)) > 0
+            present |= np.bincount(labels.ravel().astype(np.uint16), minlength=len(present)) > 0
         shards |= {box for box, part in cut(labels, at, image.shard) if part.any()}
     classes = np.flatnonzero(present[1:]) + 1 if image.kind == SEMANTIC else [1] * bool(largest)
     return Survey(largest, tuple(map(int, classes)), frozenset(shards))
@@ -153,7 +152,8 @@ def write_blocks(image: LabelImage, grid: LabelGrid, out: Path) -> None:
         for box, part in cut(labels, at, grid.shard):
             number = grid.block_of(box)
             if number in levels:
-                write_label_shard(levels[number], box, part.astype(grid.dtype))
+                part = part.astype(grid.dtype)
+                write_label_shard(levels[number], box, part)
                 classes = part != 0 if grid.kind == INSTANCES else part
                 voxels[number] += np.bincount(classes.ravel(), minlength=len(voxels[number]))
     for number, counts in voxels.items():

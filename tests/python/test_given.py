@@ -18,8 +18,10 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import ROOT
 from inprocess import array_source, imported
 from test_check import SCHEMA, load_script, stage, write_image
+from test_nextflow import nextflow
 from voxelmill import given as module
 from voxelmill.compose import compose_store
 from voxelmill.errors import BadDataError
@@ -29,6 +31,7 @@ from voxelmill.given import LabelImage, import_labels
 from voxelmill.grid import LabelGrid
 from voxelmill.image import Box, ImageInfo, whole
 from voxelmill.rows import BlockRow, read_rows
+from voxelmill.samplesheet import read_sheet
 
 SHARD = (16, 16, 16)
 
@@ -119,6 +122,7 @@ READERS = {
         ("semantic", "uint8", 254, "uint8"),
         ("semantic", "uint8", 255, "uint16"),
         ("semantic", "int32", 65534, "uint16"),
+        ("semantic", "uint64", 254, "uint8"),
         ("instances", "uint8", 7, "uint16"),
         ("instances", "uint16", 65535, "uint32"),
         ("instances", "int64", 2**32 - 2, "uint32"),
@@ -283,3 +287,31 @@ def test_axes_of_the_sheet_hold_for_the_labels_but_for_channels(
     (entry,) = chain(monkeypatch, tmp_path, [row])
     assert entry["channel"] == [0, 1]
     assert_same(LabelGrid.load(tmp_path / "a" / "a.grid.json"), tmp_path / "a", labels.transpose())
+
+
+SHEET = """
+include {{ readInput }} from '{functions}/inputs'
+
+workflow {{
+    readInput('{sheet}').images.each {{ path -> println("file: ${{path}}") }}
+}}
+"""
+
+
+@pytest.mark.nextflow
+@pytest.mark.parametrize("parser", ["v1", "v2"])
+def test_nextflow_numbers_the_files_of_a_sheet_as_the_check_does(parser: str, tmp_path: Path) -> None:
+    """Labels after the images of their row, whatever the order of the columns and also where a row is refused."""
+    text = (
+        "instances,image,sample,semantic\n"
+        ",1.tif;2.tif ,a, l;3.tif \n6.tif,4.tif,b,5.tif\n8.tif,7.tif,c,\n , 9.tif ; ,d,\n"
+    )
+    (tmp_path / "s.csv").write_text(text)
+    (tmp_path / "main.nf").write_text(SHEET.format(functions=ROOT / "functions", sheet=tmp_path / "s.csv"))
+    said = nextflow(tmp_path, "-q", "run", "main.nf", parser=parser).stdout
+    names = [line.removeprefix(f"file: {tmp_path}/") for line in said.splitlines() if line.startswith("file: ")]
+    rows, _, files = read_sheet(tmp_path / "s.csv", read_json(SCHEMA))
+    assert len(names) == files == 9
+    assert {number: name for row in rows for number, name, _ in row.files} == {
+        number: name for number, name in enumerate(names, 1) if number not in (4, 5, 6)
+    }
