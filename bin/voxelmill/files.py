@@ -53,10 +53,45 @@ def sha256_file(path: Path) -> str:
 
 def sha256_tree(path: Path) -> str:
     """Hex digest of a file, or of every file of a folder with its relative name."""
+    return sha256_of_files(sha256_files(path))
+
+
+def sha256_files(path: Path) -> dict[str, str]:
+    """Relative path -> hex digest of every file of a folder, in the order of their paths; of a file just ``.``."""
     path = Path(path)
     if not path.is_dir():
-        return sha256_file(path)
+        return {".": sha256_file(path)}
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): sha256_file(file) for file in files}
+
+
+def sha256_of_files(digests: dict[str, str]) -> str:
+    """The one digest of what `sha256_files` gives: a file's own, or over the lines of a folder's files."""
+    if digests.keys() == {"."}:
+        return digests["."]
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
+    for name, value in digests.items():
+        digest.update(f"{name}\0{value}\n".encode())
     return digest.hexdigest()
+
+
+def disk_bytes(folder: Path) -> int:
+    """Sizes of the files that were written below a folder.
+
+    Links to what other tasks wrote are left out: symbolic ones (staged inputs), and files with several names, which a
+    task makes only of another's (the shards of a label store). Each byte of a work folder is so counted once, by the
+    task that wrote it. What may not be looked at counts as nothing.
+    """
+    total, folders = 0, [folder]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(Path(entry.path))
+                    elif entry.is_file(follow_symlinks=False):
+                        found = entry.stat(follow_symlinks=False)
+                        total += found.st_size if found.st_nlink == 1 else 0
+        except OSError:
+            continue
+    return total

@@ -17,7 +17,7 @@ from typing import Any
 
 from voxelmill import __version__
 from voxelmill.errors import INTERNAL, VoxelmillError, code_of
-from voxelmill.files import sha256_tree, write_json
+from voxelmill.files import disk_bytes, sha256_files, sha256_of_files, write_json
 
 REPORTED_PACKAGES = (
     "torch", "numpy", "scipy", "scikit-image", "zarr", "zarrs", "tifffile", "imagecodecs", "nibabel", "safetensors",
@@ -27,7 +27,10 @@ REPORTED_PACKAGES = (
 
 @dataclass
 class Task:
-    """Record of one task for the report; written as ``<name>/<name>.<process>[.<part>].json``."""
+    """Record of one task for the report; written as ``<name>/<name>.<process>[.<part>].json``.
+
+    ``outputs`` holds one digest per published file or folder, ``files`` digest and size of each of their files.
+    """
 
     process: str
     name: str
@@ -35,6 +38,7 @@ class Task:
     counts: dict[str, Any] = field(default_factory=dict)
     warnings: list[dict[str, str]] = field(default_factory=list)
     outputs: dict[str, str] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -47,8 +51,12 @@ class Task:
         print(f"warning: {sample + ': ' if sample else ''}{text}", file=sys.stderr, flush=True)
 
     def output(self, path: Path) -> None:
-        """Record an output file or folder with its digest."""
-        self.outputs[str(path)] = sha256_tree(path)
+        """Record an output file, or a folder with all its files."""
+        digests = sha256_files(path)
+        self.outputs[str(path)] = sha256_of_files(digests)
+        for name, digest in digests.items():
+            file = Path(path) / name
+            self.files[file.as_posix()] = {"sha256": digest, "bytes": file.stat().st_size}
 
 
 @contextmanager
@@ -70,9 +78,11 @@ def task(process: str, name: str, part: str | None = None) -> Iterator[Task]:
                 "wall_seconds": round(time.monotonic() - start, 3),
                 "cpu_seconds": round(used.ru_utime + used.ru_stime, 3),
                 "peak_memory_bytes": used.ru_maxrss * 1024,
+                "disk_bytes": disk_bytes(Path()),
                 "counts": record.counts,
                 "warnings": record.warnings,
                 "outputs": record.outputs,
+                "files": record.files,
                 "versions": package_versions(),
             },
         )
