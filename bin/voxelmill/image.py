@@ -177,6 +177,12 @@ class StoredImage:
         self._store = store
         self._array = zarr.open_array(str(store), path=info.array.path, mode="r")
 
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Voxels (z, y, x) that are decoded together."""
+        sides = dict(zip(self.info.array.axes, self._array.chunks, strict=True))
+        return tuple(sides.get(axis, 1) for axis in "zyx")
+
     def read(self, channel: int, box: Box) -> np.ndarray:
         """Raw values of one channel (index in the model's order) in a box -> array (z, y, x) of the store's dtype."""
         where = self.info.array
