@@ -100,7 +100,7 @@ def survey(image: LabelImage) -> Survey:
     for at, labels in image.steps():
         largest = max(largest, int(labels.max()))
         if image.kind == SEMANTIC:
-            present |= np.bincount(labels.ravel().astype(np.uint16), minlength=len(present)) > 0
+            present |= np.bincount(labels.ravel(), minlength=len(present)) > 0
         shards |= {box for box, part in cut(labels, at, image.shard) if part.any()}
     classes = np.flatnonzero(present[1:]) + 1 if image.kind == SEMANTIC else [1] * bool(largest)
     return Survey(largest, tuple(map(int, classes)), frozenset(shards))
@@ -152,8 +152,7 @@ def write_blocks(image: LabelImage, grid: LabelGrid, out: Path) -> None:
         for box, part in cut(labels, at, grid.shard):
             number = grid.block_of(box)
             if number in levels:
-                part = part.astype(grid.dtype)
-                write_label_shard(levels[number], box, part)
+                write_label_shard(levels[number], box, part.astype(grid.dtype))
                 classes = part != 0 if grid.kind == INSTANCES else part
                 voxels[number] += np.bincount(classes.ravel(), minlength=len(voxels[number]))
     for number, counts in voxels.items():
