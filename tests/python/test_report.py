@@ -518,7 +518,8 @@ def test_processes_are_summed_in_the_order_of_the_data(folder: Folder) -> None:
     folder.record("predict_tiles", "s0", wall=12.0, cpu=20.0, memory=3_000_000_000, part="1", counts={"device": "cpu"})
     folder.record("check_input", "check")
     folder.record("another", "s0")
-    folder.record("import_image", "s0", counts={"s0": {"voxels": 9, "store_bytes": 50_000, "in_place": False}})
+    folder.record("import_image", "s0", disk_bytes=50_000)
+    folder.record("import_image", "s1", disk_bytes=7_000)
     run = folder.collect()
     assert [use.name for use in run.processes] == [
         "pack_model",
@@ -532,7 +533,7 @@ def test_processes_are_summed_in_the_order_of_the_data(folder: Folder) -> None:
     assert [(row.name, row.estimate, row.actual) for row in run.estimates] == [
         ("Windows", 12, 12), ("Prediction, tasks one after another", 40.0, 42.0),
         ("Memory of a prediction task", 2_500_000_000, 3_000_000_000),
-        ("Work folder: image stores and pieces", 60_000, 57_000), ("Results", 900, None),
+        ("Work folder, at its largest", 60_000, 57_000), ("Results", 900, None),
     ]  # fmt: skip
 
 

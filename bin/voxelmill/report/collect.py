@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,10 @@ from voxelmill.errors import BadDataError, InputMissingError, TemporaryError
 from voxelmill.files import read_json
 from voxelmill.image import ImageInfo
 from voxelmill.model.config import ModelConfig
-
-ORDER = (
-    "pack_model", "check_input", "import_image", "plan_tiles", "predict_tiles", "stitch_blocks", "compose_store",
-)  # fmt: skip
-"""Processes in the order of the data; others follow by name."""
-
-PREDICTION = "predict_tiles"
-"""The process whose counts are ``{sample: {"windows", "computed", "reused", "piece_bytes"}, "device": name}``."""
-
-ESTIMATES = {
-    "windows": ("Windows", "count"),
-    "seconds": ("Prediction, tasks one after another", "seconds"),
-    "memory_bytes": ("Memory of a prediction task", "bytes"),
-    "work_bytes": ("Work folder: image stores and pieces", "bytes"),
-    "output_bytes": ("Results", "bytes"),
-}
-"""Key of ``estimate.json`` -> what the report calls it and how it is written."""
+from voxelmill.report import arrival
+from voxelmill.report.arrival import PREDICTION
+from voxelmill.report.objects import Cohort, ObjectTable, Seam, cohort, object_table, seams
+from voxelmill.report.usage import Comparison, ProcessUse, comparisons, disk_bytes, processes, versions
 
 
 @dataclass(frozen=True)
@@ -60,50 +47,40 @@ class Sample:
         Windows of the global grid.
     computed, reused : int
         How many of them went through the network, and how many had a constant input and took a stored result.
+    object_count : int or None
+        Instances in the label store; None where none were made.
+    objects : ObjectTable or None
+    gallery, length_chart : Path or None
+        Pictures of a few objects, and the chart of their length (SVG).
+    seams : tuple of Seam or None
+        One per axis that was cut; None where nothing is known.
     warnings : tuple of str
     failure : str or None
-        Why there is no result.
+        Why there is no result, or not all of it.
     """
 
     name: str
     entry: Mapping[str, Any]
-    image: ImageInfo | None
-    pictures: Path | None
-    label_pictures: Path | None
-    classes: tuple[ClassVolume, ...]
-    windows: int | None
-    computed: int
-    reused: int
-    warnings: tuple[str, ...]
-    failure: str | None
+    image: ImageInfo | None = None
+    pictures: Path | None = None
+    label_pictures: Path | None = None
+    classes: tuple[ClassVolume, ...] = ()
+    windows: int | None = None
+    computed: int = 0
+    reused: int = 0
+    object_count: int | None = None
+    objects: ObjectTable | None = None
+    gallery: Path | None = None
+    length_chart: Path | None = None
+    seams: tuple[Seam, ...] | None = None
+    warnings: tuple[str, ...] = ()
+    failure: str | None = None
 
     @cached_property
     def box(self) -> str | None:
         """The part of the image that was asked for, as ``--box`` is written."""
         box = self.entry.get("box")
         return ",".join(f"{start}:{stop}" for start, stop in box) if box else None
-
-
-@dataclass(frozen=True)
-class ProcessUse:
-    """Time and memory of all tasks of one process."""
-
-    name: str
-    tasks: int
-    wall_sum: float
-    wall_max: float
-    cpu_sum: float
-    peak_memory: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One estimate and what came of it, written as ``kind`` says; ``actual`` is None where nothing was measured."""
-
-    name: str
-    kind: str
-    estimate: float
-    actual: float | None
 
 
 @dataclass(frozen=True)
@@ -133,7 +110,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Run:
-    """Contents of the report."""
+    """Contents of the report.
+
+    ``params`` are the run's parameters as they are, ``parameters`` as they are printed. ``model`` is None where all
+    labels were given, ``disk`` where no task said what it left in the work folder.
+    """
 
     samples: tuple[Sample, ...]
     processes: tuple[ProcessUse, ...]
@@ -146,7 +127,11 @@ class Run:
     devices: tuple[str, ...]
     planned_only: bool
     warnings: tuple[str, ...]
-    model: Model
+    model: Model | None
+    params: Mapping[str, Any]
+    cohort: Cohort | None
+    group_chart: Path | None
+    disk: int | None
     records: tuple[Mapping[str, Any], ...]
 
     @property
@@ -161,31 +146,64 @@ class Run:
     def warning_count(self) -> int:
         return len(self.warnings) + sum(len(sample.warnings) for sample in self.samples)
 
+    @property
+    def grouped_warnings(self) -> dict[str, tuple[str, ...]]:
+        """Warning -> the samples that it is about; none for one about the run."""
+        grouped: dict[str, list[str]] = {text: [] for text in self.warnings}
+        for sample in self.samples:
+            for text in sample.warnings:
+                grouped.setdefault(text, []).append(sample.name)
+        return {text: tuple(names) for text, names in grouped.items()}
+
+    @cached_property
+    def published(self) -> frozenset[str]:
+        """Paths of the tasks' outputs, as their records name them."""
+        return frozenset(name for record in self.records for name in record["outputs"])
+
 
 @dataclass(frozen=True)
 class _Staged:
     """Paths of the staged files by sample, and the task records."""
 
-    images: dict[str, Path]
-    labels: dict[str, Path]
-    pictures: dict[str, Path]
-    label_pictures: dict[str, Path]
-    records: list[dict[str, Any]]
+    images: dict[str, Path] = field(default_factory=dict)
+    labels: dict[str, Path] = field(default_factory=dict)
+    pictures: dict[str, Path] = field(default_factory=dict)
+    label_pictures: dict[str, Path] = field(default_factory=dict)
+    objects: dict[str, Path] = field(default_factory=dict)
+    galleries: dict[str, Path] = field(default_factory=dict)
+    length_charts: dict[str, Path] = field(default_factory=dict)
+    of_run: dict[str, Path] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def endings(self) -> dict[str, dict[str, Path]]:
+        return {
+            ".image.json": self.images,
+            ".labels.json": self.labels,
+            ".projections.npz": self.pictures,
+            ".label_pictures.npz": self.label_pictures,
+            ".objects.json": self.objects,
+            ".gallery.npz": self.galleries,
+            ".lengths.svg": self.length_charts,
+        }
 
 
-def collect_run(samples: Path, estimate: Path, params: Path, package: Path, staged: Iterable[Path]) -> Run:
+COMPARISON = "compare_samples"
+COHORT, GROUP_CHART = "cohort.json", "lengths_by_group.svg"
+
+
+def collect_run(samples: Path, estimate: Path, params: Path, package: Path | None, staged: Iterable[Path]) -> Run:
     """Read everything.
 
     Parameters
     ----------
     samples, estimate, params : Path
         ``samples.json``, ``estimate.json`` and ``params.json``.
-    package : Path
-        Folder of the packed model.
+    package : Path or None
+        Folder of the packed model; None where all labels were given.
     staged : iterable of Path
-        Files, or folders of files, told apart by their names: ``<sample>.image.json``, ``<sample>.labels.json``,
-        ``<sample>.projections.npz``, ``<sample>.label_pictures.npz``; any other JSON file with a process is a task's
-        record.
+        Files, or folders of files, told apart by their names: ``<sample>.image.json``, ``.labels.json``,
+        ``.projections.npz``, ``.label_pictures.npz``, ``.objects.json``, ``.gallery.npz``, ``.lengths.svg``;
+        ``cohort.json`` and ``lengths_by_group.svg`` of the run; any other JSON file with a process is a task's record.
 
     Raises
     ------
@@ -194,51 +212,71 @@ def collect_run(samples: Path, estimate: Path, params: Path, package: Path, stag
     """
     listed, run = read_json(samples), read_json(params)
     files = _sort(staged)
-    planned_only = run["params"].get("stop_after") == "split"
-    missing = [
+    labels = {name: read_json(path) for name, path in files.labels.items()}
+    expected = {entry["id"]: arrival.steps(entry, run["params"]) for entry in listed["samples"]}
+    missing = {
         entry["id"]
         for entry in listed["samples"]
-        if entry["id"] not in files.images or not (planned_only or entry["id"] in files.labels)
-    ]
+        if not arrival.arrived(entry, expected[entry["id"]], files.images, labels, files.objects, files.records)
+    }
     if missing and run["params"].get("on_bad_sample") != "skip":
+        names = sorted(missing)
         raise TemporaryError(
             f"{len(missing)} of {len(listed['samples'])} samples did not arrive",
-            sample=", ".join(missing[:5]) + (", ..." if len(missing) > 5 else ""),
-            expected="an image and its labels for every sample of samples.json",
+            sample=", ".join(names[:5]) + (", ..." if len(missing) > 5 else ""),
+            expected="all results of every sample of samples.json",
+            remedy="run again with -resume",
+        )
+    uncompared = files.objects and not any(record["process"] == COMPARISON for record in files.records)
+    if uncompared and run["params"].get("on_bad_sample") != "skip":
+        raise TemporaryError(
+            "the comparison of the samples did not arrive",
+            expected=f"{COHORT}, and the record of its task",
             remedy="run again with -resume",
         )
     told = _warnings_by_sample(files.records, listed["samples"])
-    finished = [_sample(entry, files, told, entry["id"] in missing) for entry in listed["samples"]]
-    skipped = [_skipped(entry) for entry in listed.get("skipped", [])]
+    if uncompared:
+        told.setdefault("", []).append(f"{COMPARISON.upper()} failed: samples are not compared")
+    failures = {
+        entry["id"]: arrival.failure(entry, expected[entry["id"]], files.records)
+        for entry in listed["samples"]
+        if entry["id"] in missing
+    }
+    finished = [
+        _sample(entry, files, labels.get(entry["id"], {}), told, failures.get(entry["id"]))
+        for entry in listed["samples"]
+    ]
+    skipped = [Sample(entry["id"], entry, failure=str(entry["error"])) for entry in listed.get("skipped", [])]
     return Run(
         samples=(*finished, *skipped),
-        processes=_processes(files.records),
-        versions=_versions(files.records),
-        estimates=_comparisons(read_json(estimate), finished, files.records),
+        processes=processes(files.records),
+        versions=versions(files.records),
+        estimates=comparisons(read_json(estimate), files.records),
         parameters=_parameters(run["params"], run.get("defaults")),
         command=run.get("command"),
         revision=run.get("revision"),
         profile=run.get("profile"),
         devices=_unique(r["counts"]["device"] for r in files.records if r["process"] == PREDICTION),
-        planned_only=planned_only,
+        planned_only=run["params"].get("stop_after") == "split",
         warnings=_unique(told.get("", [])),
-        model=_model(package),
+        model=_model(package) if package else None,
+        params=run["params"],
+        cohort=cohort(read_json(files.of_run[COHORT])) if COHORT in files.of_run else None,
+        group_chart=files.of_run.get(GROUP_CHART),
+        disk=disk_bytes(files.records),
         records=tuple(files.records),
     )
 
 
 def _sort(staged: Iterable[Path]) -> _Staged:
-    found = _Staged({}, {}, {}, {}, [])
-    endings = {
-        ".image.json": found.images,
-        ".labels.json": found.labels,
-        ".projections.npz": found.pictures,
-        ".label_pictures.npz": found.label_pictures,
-    }
+    found = _Staged()
+    endings = found.endings()
     for file in _files(staged):
         ending = next((ending for ending in endings if file.name.endswith(ending)), None)
         if ending is not None:
             endings[ending][file.name.removesuffix(ending)] = file
+        elif file.name in (COHORT, GROUP_CHART):
+            found.of_run[file.name] = file
         elif file.suffix == ".json":
             value = read_json(file)
             if isinstance(value, dict) and "process" in value:
@@ -257,15 +295,22 @@ def _files(staged: Iterable[Path]) -> Iterable[Path]:
             raise InputMissingError("staged file is missing", file=path)
 
 
-def _sample(entry: Mapping[str, Any], files: _Staged, told: Mapping[str, list[str]], missing: bool) -> Sample:
+def _sample(
+    entry: Mapping[str, Any],
+    files: _Staged,
+    labels: Mapping[str, Any],
+    told: Mapping[str, list[str]],
+    failure: str | None,
+) -> Sample:
     name = entry["id"]
     image = ImageInfo.load(files.images[name]) if name in files.images else None
-    labels = read_json(files.labels[name]) if name in files.labels else {}
-    computed, reused = (_windows(files.records, name, how) for how in ("computed", "reused"))
+    table = read_json(files.objects[name]) if name in files.objects else {}
+    computed, reused = (arrival.windows(files.records, name, how) for how in ("computed", "reused"))
     warnings = [
         *_texts(entry.get("warnings", [])),
         *(image.warnings if image else ()),
         *_texts(labels.get("warnings", [])),
+        *_texts(table.get("warnings", [])),
         *told.get(name, []),
     ]
     if labels and computed + reused != labels["windows"]:
@@ -284,42 +329,14 @@ def _sample(entry: Mapping[str, Any], files: _Staged, told: Mapping[str, list[st
         windows=labels.get("windows"),
         computed=computed,
         reused=reused,
+        object_count=table.get("objects", labels.get("objects")),
+        objects=object_table(table) if table else None,
+        gallery=files.galleries.get(name),
+        length_chart=files.length_charts.get(name),
+        seams=seams(labels["seams"]) if labels.get("seams") is not None else None,
         warnings=_unique(warnings),
-        failure=_failure(entry, files.records) if missing else None,
+        failure=failure,
     )
-
-
-def _failure(entry: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> str:
-    """Which task failed, as far as the records of those that did not can tell, and where its log is."""
-    sample, batch = entry["id"], entry["batch"]
-    own = [record for record in records if record["name"] == batch]
-    done = {record["process"] for record in own}
-    planned = sum(
-        record["counts"].get(sample, {}).get("windows", 0) for record in own if record["process"] == "plan_tiles"
-    )
-    if "import_image" not in done:
-        failed = "IMPORT_IMAGE"
-    elif "plan_tiles" not in done:
-        failed = "PLAN_TILES"
-    elif _windows(own, sample, "windows") < planned:
-        failed = "PREDICT_TILES"
-    elif planned and "stitch_blocks" not in done:
-        failed = "STITCH_BLOCKS"
-    else:
-        failed = "STITCH_BLOCKS or COMPOSE_STORE"
-    return (
-        f"{failed} failed. Its log is the file .command.err in the folder (workdir) that pipeline_info/trace.txt gives "
-        f"for the task of that name and of the tag {batch} that has the status FAILED."
-    )
-
-
-def _windows(records: Iterable[Mapping[str, Any]], sample: str, how: str) -> int:
-    """Windows of a sample in the counts of the prediction tasks."""
-    return sum(record["counts"].get(sample, {}).get(how, 0) for record in records if record["process"] == PREDICTION)
-
-
-def _skipped(entry: Mapping[str, Any]) -> Sample:
-    return Sample(entry["id"], entry, None, None, None, (), None, 0, 0, (), str(entry["error"]))
 
 
 def _warnings_by_sample(
@@ -347,59 +364,6 @@ def _texts(warnings: Iterable[str | Mapping[str, str]]) -> list[str]:
 
 def _unique(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
-
-
-def _processes(records: Iterable[Mapping[str, Any]]) -> tuple[ProcessUse, ...]:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for record in records:
-        groups.setdefault(record["process"], []).append(record)
-    place = {name: index for index, name in enumerate(ORDER)}
-    return tuple(
-        ProcessUse(
-            name=name,
-            tasks=len(group),
-            wall_sum=sum(record["wall_seconds"] for record in group),
-            wall_max=max(record["wall_seconds"] for record in group),
-            cpu_sum=sum(record["cpu_seconds"] for record in group),
-            peak_memory=max(record["peak_memory_bytes"] for record in group),
-        )
-        for name, group in sorted(groups.items(), key=lambda item: (place.get(item[0], len(ORDER)), item[0]))
-    )
-
-
-def _versions(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
-    """Name -> every version that some task used; more than one is worth seeing."""
-    found: dict[str, set[str]] = {}
-    for record in records:
-        used = {"voxelmill": record["voxelmill"], "python": record["python"], **record["versions"]}
-        for name, version in used.items():
-            found.setdefault(name, set()).add(version)
-    first = [name for name in ("voxelmill", "python") if name in found]
-    rest = sorted((name for name in found if name not in first), key=str.lower)
-    return {name: tuple(sorted(found[name])) for name in (*first, *rest)}
-
-
-def _comparisons(
-    estimate: Mapping[str, float], samples: Iterable[Sample], records: Sequence[Mapping[str, Any]]
-) -> tuple[Comparison, ...]:
-    """Estimates beside what was measured; the size of the results is not."""
-    predictions = [record for record in records if record["process"] == PREDICTION]
-    measured: dict[str, float] = {"work_bytes": _counted_bytes(records)}
-    if predictions:
-        measured["windows"] = sum(sample.computed + sample.reused for sample in samples)
-        measured["seconds"] = sum(record["wall_seconds"] for record in predictions)
-        measured["memory_bytes"] = max(record["peak_memory_bytes"] for record in predictions)
-    return tuple(
-        Comparison(name, kind, estimate[key], measured.get(key))
-        for key, (name, kind) in ESTIMATES.items()
-        if key in estimate
-    )
-
-
-def _counted_bytes(records: Iterable[Mapping[str, Any]]) -> int:
-    """Bytes that tasks report for their samples: image stores and pieces."""
-    counts = [count for record in records for count in record["counts"].values() if isinstance(count, dict)]
-    return sum(value for count in counts for name, value in count.items() if name in ("store_bytes", "piece_bytes"))
 
 
 def _parameters(params: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> tuple[Parameter, ...]:

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,12 @@ WIDTH, HEIGHT, GAP, NARROWEST = 1072, 440, 24, 112
 """Room for a sample's pictures in CSS pixels: the page, one row, between two pictures, the narrowest column."""
 
 THUMBNAIL = 168
+
+OBJECT_LONGEST, PATH_POINTS = 512, 512
+"""Longer side of an object's picture in pixels, and the most points of the path drawn above it."""
+
+LARGEST_CHART = 300_000
+"""Bytes of a chart; a larger one is left out, its numbers are in the tables."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,9 @@ class Figure:
         Its pixels are larger than the screen's and are shown as squares.
     bar : ScaleBar
     area : str
-        Its cell in the sample's grid: ``max``, ``z``, ``x`` or ``y``.
+        Its cell in the sample's grid: ``max``, ``z``, ``x`` or ``y``; empty in the gallery.
+    path : str
+        Points of a line drawn above it, x and y as shares of 1000; empty for none.
     """
 
     title: str
@@ -63,6 +72,7 @@ class Figure:
     coarse: bool
     bar: ScaleBar
     area: str
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,7 +161,9 @@ def sample_views(
     groups = [_views(shape, spacing, pictures, labels, channel) for channel in range(len(pictures["mid_z"]))]
     encoded: list[list[tuple[str, str | None]]] = []
     for longest, quality in STEPS:
-        encoded = [[_encode(view, longest, quality, colours) for view in group] for group in groups]
+        encoded = [
+            [_encode(view, longest, quality, colours, max(1, longest // 512)) for view in group] for group in groups
+        ]
         if sum(len(grey) + len(outlines or "") for group in encoded for grey, outlines in group) <= budget:
             break
     limits = pictures["limits"]
@@ -175,6 +187,58 @@ def thumbnail(
     if view.labels is not None:
         image.paste(*_paint(_nearest(view.labels, height, width), colours, 1))
     return _data_address(image, "JPEG", quality=80)
+
+
+def object_figure(
+    title: str,
+    grey: np.ndarray,
+    mask: np.ndarray,
+    path: np.ndarray,
+    extent: tuple[float, float],
+    unit: str,
+    colour: int,
+) -> Figure:
+    """One object of the gallery: a projection with its outline and its longest path.
+
+    Parameters
+    ----------
+    title : str
+    grey : np.ndarray
+        uint8 (height, width).
+    mask : np.ndarray
+        bool, of the same shape.
+    path : np.ndarray
+        Row and column of each point (n, 2), where pixel i reaches from i to i + 1; empty where the object has no path.
+    extent : tuple of float
+        Physical height and width.
+    unit : str
+        ``um`` or ``pixel``.
+    colour : int
+        Index in `COLOURS`.
+    """
+    view = _View("", title, grey, mask.astype(np.uint8), extent)
+    image, outlines = _encode(view, OBJECT_LONGEST, 80, {1: colour}, radius=2)
+    aspect = extent[1] / extent[0]
+    steps = np.linspace(0, len(path) - 1, min(len(path), PATH_POINTS)).round().astype(int)
+    points = path[steps][:, ::-1] * 1000 / (grey.shape[1], grey.shape[0])
+    return Figure(
+        title=title,
+        alternative=f"{title} object with its outline" + (" and its longest path" if len(path) > 1 else ""),
+        grey=image,
+        outlines=outlines,
+        aspect=round(aspect, 6),
+        fill=round(100 * min(1.0, aspect), 2),
+        coarse=max(grey.shape) < OBJECT_LONGEST // 2,
+        bar=scale_bar(extent[1], unit),
+        area="",
+        path=" ".join(f"{x:.0f},{y:.0f}" for x, y in points) if len(path) > 1 else "",
+    )
+
+
+def svg_address(path: Path) -> str | None:
+    """A chart as a data address; None where it is larger than `LARGEST_CHART`."""
+    data = path.read_bytes()
+    return None if len(data) > LARGEST_CHART else f"data:image/svg+xml;base64,{base64.b64encode(data).decode()}"
 
 
 def scale_bar(extent: float, unit: str) -> ScaleBar:
@@ -250,7 +314,7 @@ def _arrange(
     return Views(channel, tuple(figures), columns, round(width), flat, (slices, projection))
 
 
-def _encode(view: _View, longest: int, quality: int, colours: Mapping[int, int]) -> tuple[str, str | None]:
+def _encode(view: _View, longest: int, quality: int, colours: Mapping[int, int], radius: int) -> tuple[str, str | None]:
     image = Image.fromarray(view.grey)
     image = image.resize([min(n, longest) for n in image.size], Image.Resampling.BOX)
     grey = _data_address(image, "JPEG", quality=quality)
@@ -258,7 +322,7 @@ def _encode(view: _View, longest: int, quality: int, colours: Mapping[int, int])
         return grey, None
     height, width = _pixels(view.extent, longest)
     labels = _nearest(view.labels, height, width)
-    index = np.where(outline_mask(labels, max(1, longest // 512)), _lookup(labels, colours), 0).astype(np.uint8)
+    index = np.where(outline_mask(labels, radius), _lookup(labels, colours), 0).astype(np.uint8)
     layer = Image.fromarray(index, mode="P")
     layer.putpalette(bytes(3) + b"".join(_rgb(colour) for colour in COLOURS))
     return grey, _data_address(layer, "PNG", transparency=0, bits=4)

@@ -8,15 +8,27 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from voxelmill import __version__
+from voxelmill.report import text, words
+from voxelmill.report.charts import histogram, seam_chart
 from voxelmill.report.collect import Run, Sample
-from voxelmill.report.figures import COLOURS, Views, class_indices, sample_views, thumbnail
-from voxelmill.report.text import card, dimensions, duration, share, significant, size, thousands, volume
+from voxelmill.report.figures import (
+    COLOURS,
+    Figure,
+    Views,
+    class_indices,
+    object_figure,
+    sample_views,
+    svg_address,
+    thumbnail,
+)
+from voxelmill.report.objects import DROPPED, GALLERY, Specimen
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -26,6 +38,15 @@ LARGEST_TEXT = 3_000_000
 
 SAMPLES_PER_FILE = 20
 CLASSES_IN_SUMMARY = 3
+SAMPLES_PER_WARNING = 5
+
+FILES = ("objects.csv", "axons.json", "lengths.png")
+"""Published tables and charts that a sample's section links to."""
+
+FILTERS = (
+    text.card, text.dimensions, text.duration, text.listed, text.plural, text.quantity, text.readable, text.share,
+    text.significant, text.size, text.thousands, text.volume, histogram, seam_chart,
+)  # fmt: skip
 
 ReportPages = dict[str, str]
 """Relative path -> HTML."""
@@ -36,6 +57,8 @@ class Shown:
     """A sample as the pages show it.
 
     ``page`` is the address of its section: an anchor, or a page of its own. ``total`` is the sum of its voxels.
+    ``gallery`` are a few of its objects with their pictures, ``chart`` is that of their length, ``files`` are names and
+    addresses of its tables.
     """
 
     sample: Sample
@@ -44,6 +67,9 @@ class Shown:
     thumbnail: str | None
     views: tuple[Views, ...]
     total: int
+    gallery: tuple[tuple[Specimen, Figure], ...] = ()
+    chart: str | None = None
+    files: tuple[tuple[str, str], ...] = ()
 
 
 def render_report(run: Run, generated: str) -> ReportPages:
@@ -65,7 +91,12 @@ def render_report(run: Run, generated: str) -> ReportPages:
     """
     environment = _environment()
     colours = class_indices(_class_values(run))
-    common = {"run": run, "generated": generated, "swatches": {v: COLOURS[c] for v, c in colours.items()}}
+    common = {
+        "run": run,
+        "generated": generated,
+        "swatches": {v: COLOURS[c] for v, c in colours.items()},
+        "group_chart": svg_address(run.group_chart) if run.group_chart else None,
+    }
     page = environment.get_template("page.html")
     alone = len(run.samples) <= SAMPLES_PER_FILE
     budget = (LARGEST_FILE - LARGEST_TEXT) // (max(1, len(run.samples)) if alone else 1)
@@ -73,7 +104,7 @@ def render_report(run: Run, generated: str) -> ReportPages:
     for number, sample in enumerate(run.samples, 1):
         row = _show(run, sample, number, alone, colours, budget, thumbnails=len(run.samples))
         shown.append(row if alone else _without_views(row))
-        if not alone and sample.failure is None:
+        if not alone and (sample.failure is None or row.views):
             pages[row.page] = page.render(**common, shown=[row], part="sample", home="../report.html")
     pages["report.html"] = page.render(**common, shown=shown, part="all" if alone else "index", home="")
     return pages
@@ -86,16 +117,52 @@ def _show(
     slug = re.sub(r"[^A-Za-z0-9._-]", "_", sample.name)[:80]
     where = f"#{anchor}" if alone else f"report/{number:04d}-{slug}.html"
     image = sample.image
-    if sample.failure is not None or image is None or sample.pictures is None:
-        return Shown(sample, anchor, where, None, (), image.voxels if image else 0)
+    total = image.voxels if image else 0
+    if image is None or sample.pictures is None or (sample.failure is not None and not sample.classes):
+        return Shown(sample, anchor, where, None, (), total)
     pictures = _arrays(sample.pictures)
     labels = _arrays(sample.label_pictures) if sample.label_pictures else None
     small = None
     if thumbnails * 6000 <= LARGEST_TEXT:
         small = thumbnail(image.shape, image.spacing, pictures, labels, colours)
-    channels = run.model.config.channel_names
-    views = sample_views(image.shape, image.spacing, image.unit, pictures, labels, channels, colours, budget)
-    return Shown(sample, anchor, where, small, views, image.voxels)
+    gallery = _gallery(sample, colours)
+    chart = svg_address(sample.length_chart) if sample.length_chart else None
+    spent = sum(len(figure.grey) + len(figure.outlines or "") for _, figure in gallery) + len(chart or "")
+    if spent > budget / 2:
+        gallery, chart, spent = (), None, 0
+    channels = _channels(run, sample)
+    views = sample_views(image.shape, image.spacing, image.unit, pictures, labels, channels, colours, budget - spent)
+    return Shown(sample, anchor, where, small, views, total, gallery, chart, _files(run, sample, alone))
+
+
+def _gallery(sample: Sample, colours: Mapping[int, int]) -> tuple[tuple[Specimen, Figure], ...]:
+    if sample.objects is None or sample.gallery is None or sample.image is None:
+        return ()
+    arrays = _arrays(sample.gallery)
+    values = {row.name: row.value for row in sample.objects.classes}
+    figures = []
+    for shown in sample.objects.gallery:
+        grey, mask, path, extent = (arrays.get(f"{shown.key}_{layer}") for layer in ("grey", "mask", "path", "extent"))
+        if grey is None or mask is None or path is None or extent is None:
+            continue
+        colour = colours.get(values.get(shown.class_name, 0), 0)
+        title, size = GALLERY[shown.key], (float(extent[0]), float(extent[1]))
+        figures.append((shown, object_figure(title, grey, mask, path, size, sample.image.unit, colour)))
+    return tuple(figures)
+
+
+def _files(run: Run, sample: Sample, alone: bool) -> tuple[tuple[str, str], ...]:
+    """Those of `FILES` that were published, relative to the sample's page."""
+    home = "" if alone else "../"
+    names = [f"{sample.name}/{sample.name}.{name}" for name in FILES]
+    return tuple((name.rsplit("/", 1)[1], f"{home}{quote(name)}") for name in names if name in run.published)
+
+
+def _channels(run: Run, sample: Sample) -> tuple[str, ...]:
+    """Names of a sample's channels; numbers where no model names them."""
+    if run.model:
+        return run.model.config.channel_names
+    return tuple(f"Channel {number}" for number in range(len(sample.image.array.channels) if sample.image else 0))
 
 
 def _without_views(row: Shown) -> Shown:
@@ -104,8 +171,8 @@ def _without_views(row: Shown) -> Shown:
 
 
 def _class_values(run: Run) -> tuple[int, ...]:
-    """Label values in the model's order; those of the samples where a model lists regions."""
-    values = dict.fromkeys(run.model.config.foreground_values)
+    """Label values in the model's order; those of the samples where a model lists regions, or there is none."""
+    values = dict.fromkeys(run.model.config.foreground_values if run.model else ())
     for sample in run.samples:
         values |= dict.fromkeys(row.value for row in sample.classes)
     return tuple(values)
@@ -124,7 +191,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (card, dimensions, duration, share, significant, size, thousands, volume):
+    for function in FILTERS:
         environment.filters[function.__name__] = function
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     environment.globals.update(
@@ -132,6 +199,9 @@ def _environment() -> jinja2.Environment:
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=__version__,
+        words=words,
+        reasons=DROPPED,
         classes_in_summary=CLASSES_IN_SUMMARY,
+        samples_per_warning=SAMPLES_PER_WARNING,
     )
     return environment

@@ -19,23 +19,58 @@ def thousands(value: int) -> str:
     return f"{value:,}"
 
 
-def significant(value: float) -> str:
-    """Four significant digits; a power of ten where there would be many zeros."""
+NOTHING = "–"
+"""Printed for a number that is not there."""
+
+
+def significant(value: float | None, digits: int = 4, factor: float = 1.0) -> str:
+    """``value * factor`` with so many significant digits; a power of ten where there would be many zeros.
+
+    None and what is not finite are a dash.
+    """
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    value *= factor
     if value == 0:
         return "0"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     exponent = math.floor(math.log10(abs(value)))
     if exponent < -4:
-        return f"{value / 10.0**exponent:.4g} × 10{str(exponent).translate(_SUPERSCRIPT)}"
-    return f"{value:.4g}"
+        return f"{value / 10.0**exponent:.{digits}g} × 10{str(exponent).translate(_SUPERSCRIPT)}"
+    return f"{value:.{digits}g}"
+
+
+def readable(unit: str, largest: float) -> tuple[float, str]:
+    """Factor and unit that keep numbers up to ``largest`` short: mm from 1000 µm on, mm³ from a million µm³ on."""
+    if unit == "µm" and largest >= 1e3:
+        return 1e-3, "mm"
+    if unit == "µm³" and largest >= 1e6:
+        return 1e-9, "mm³"
+    return 1.0, unit
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A number with the unit that keeps it short."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    factor, unit = readable(unit, abs(value))
+    return f"{significant(value * factor)} {unit}".rstrip()
 
 
 def volume(cubic_micrometres: float) -> str:
     """A volume in the unit that keeps it readable: µm³ below a million, mm³ above 10⁻³."""
-    if cubic_micrometres < 1e6:
-        return f"{significant(cubic_micrometres)} µm³"
-    return f"{significant(cubic_micrometres * 1e-9)} mm³"
+    return quantity(cubic_micrometres, "µm³")
+
+
+def plural(number: int, noun: str, many: str = "") -> str:
+    """ "1 object", "1,234 objects"."""
+    return f"{number:,} {noun if number == 1 else many or noun + 's'}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]])) if parts else ""
 
 
 def share(part: int, whole: int) -> str:
@@ -82,9 +117,10 @@ def card(markdown: str) -> Markup:
     if markdown.startswith("---\n") and "\n---\n" in markdown[3:]:
         front, _, markdown = markdown[4:].partition("\n---\n")
     tokens = parser.parse(markdown)
-    for token in tokens:
-        if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(6, int(token.tag[1]) + 3)}"
+    headings = [token for token in tokens if token.type in ("heading_open", "heading_close")]
+    levels = sorted({token.tag for token in headings})
+    for token in headings:
+        token.tag = f"h{min(6, levels.index(token.tag) + 4)}"
     body = Markup(parser.renderer.render(tokens, parser.options, {}))
     return (Markup("<pre>{}</pre>").format(front) if front else Markup("")) + body
 

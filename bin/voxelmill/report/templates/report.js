@@ -7,11 +7,11 @@ document.addEventListener("click", (event) => {
     const ratio = Number.parseFloat(stack.style.aspectRatio);
     copy.className = "stack";
     copy.style.aspectRatio = ratio;
-    copy.append(...[...stack.children].map((image) => image.cloneNode()));
+    copy.append(...[...stack.children].map((layer) => layer.cloneNode(true)));
     enlarged.style.width = `min(92vw, ${82 * ratio}vh)`;
     enlarged.replaceChildren(copy, stack.nextElementSibling.cloneNode(true));
     const shown = stack.closest(".sample").querySelector(".toggle input")?.checked ?? true;
-    copy.querySelector(".outlines")?.style.setProperty("visibility", shown ? "visible" : "hidden");
+    copy.querySelectorAll(".outlines").forEach((layer) => layer.style.setProperty("visibility", shown ? "visible" : "hidden"));
     dialog.showModal();
   } else if (event.target === dialog) {
     dialog.close();
