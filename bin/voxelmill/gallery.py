@@ -45,8 +45,8 @@ PATH_POINTS = 512
 def choose(voxels: np.ndarray, branches: np.ndarray) -> dict[str, int]:
     """Positions of the objects that are shown, all different.
 
-    Largest, smallest and median by voxels, and of the others the one with the most branches, if it has any junction. Of
-    equal objects the first counts, of equally branched ones the largest.
+    Largest, smallest and (lower) median by voxels, and of the others the one with the most branches, if it has any
+    junction. Objects of equal size count in their order; of equally branched ones the largest is taken.
 
     Parameters
     ----------
@@ -64,12 +64,11 @@ def choose(voxels: np.ndarray, branches: np.ndarray) -> dict[str, int]:
     order = np.lexsort((np.arange(n), voxels))
     chosen: dict[str, int] = {}
     if n:
-        chosen["largest"] = int(np.argmax(voxels))
+        chosen["largest"] = int(order[-1])
     if n > 1:
         chosen["smallest"] = int(order[0])
     if n > 2:
-        between = order[~np.isin(order, list(chosen.values()))]
-        chosen["median"] = int(between[(n - 3) // 2])
+        chosen["median"] = int(order[(n - 1) // 2])
     if n > 3:
         others = np.setdiff1d(order, list(chosen.values()))
         best = others[np.lexsort((others, -voxels[others], -branches[others]))[0]]

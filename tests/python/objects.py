@@ -74,7 +74,8 @@ class Sample:
             values=tuple(CLASSES), label_names={str(v): text for v, text in CLASSES.items()}, windows=0,
             kind="semantic", dtype="uint8",
         )  # fmt: skip
-        self.rows, self.measures = [], []
+        self.rows: list[dict] = []
+        self.measures: list[dict] = []
         for number, box in enumerate(boxes, 1):
             self._add(number, box)
 
