@@ -1,5 +1,5 @@
 // Reads params, prints help or every fault, runs one named workflow, and says how it ended.
-include { readJson; paramFaults; helpText; flags; memoryBytes; recordedParams } from './functions/params'
+include { readJson; paramFaults; modelFaults; helpText; flags; memoryBytes; recordedParams } from './functions/params'
 include { readInput; inputTuple; existing } from './functions/inputs'
 include { outdirFaults } from './functions/outdir'
 include { fingerprint; codeDigest } from './functions/digests'
@@ -13,21 +13,30 @@ workflow {
         log.info(helpText(schema, workflow.manifest.version))
         return
     }
-    def faults = paramFaults(params, schema) + outdirFaults(params.outdir.toString())
+    def faults = paramFaults(params, schema) + modelFaults(params, schema) + outdirFaults(params.outdir.toString())
     if (faults) {
         error("${faults.join('\n')}\nTry --help.")
     }
 
-    def model = existing('model', params.model.toString())
+    def model = params.model ? existing('model', params.model.toString()) : null
     def values = params + [memory_budget: memoryBytes(params.memory_budget), spacing_unit: params.model_spacing_unit]
     def job = [
-        model: [model, fingerprint(model)],
+        model: model ? [model, fingerprint(model)] : null,
         schema: file("${projectDir}/assets/schema_input.json"),
-        last: params.dry_run ? 'check' : params.stop_after ?: 'predict',
+        last: params.dry_run ? 'check' : params.stop_after ?: 'analyze',
+        instances: params.stop_after == 'predict' ? 'none' : params.instances,
+        export: params.export,
         options: [
             pack: flags(values, ['folds', 'checkpoint', 'spacing_unit', 'trust_model']),
             check: flags(values, ['channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'allow_spacing_mismatch']),
+            import_image: flags(values, ['shard_size']),
             plan: flags(values, ['step_size', 'mirroring', 'engine', 'device', 'threads', 'tile_size', 'task_minutes', 'memory_budget', 'shard_size']),
+            label: flags(values, ['components_of', 'connectivity']),
+            link: flags(values, ['components_of', 'connectivity', 'min_object_voxels', 'min_object_volume', 'border_objects', 'memory_budget']),
+            measure: flags(values, ['memory_budget']),
+            tabulate: flags(values, ['length']),
+            compare: flags(values, ['length']),
+            export: flags(values, ['export', 'label_values', 'memory_budget']),
         ],
         code: [:].withDefault { script -> codeDigest(file("${projectDir}/bin"), script) },
         record: recordedParams(params, schema, workflow),

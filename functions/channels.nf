@@ -1,9 +1,9 @@
 // How items are grouped on their way. A batch is [id, samples]; counts are those of the plan, never of arrival, so that
 // -resume groups as before.
 
-// samples.json, and the images with their fingerprints in the order in which CHECK_INPUT numbered them
-// -> per batch [meta, its samples as JSON, images of its samples, their fingerprints].
-// Inside the batch images are numbered anew, so that a change of another row changes nothing here.
+// samples.json, and the files (images and given labels) with their fingerprints in the order in which CHECK_INPUT numbered them
+// -> per batch [meta, its samples as JSON, files of its samples, their fingerprints].
+// Inside the batch files are numbered anew, so that a change of another row changes nothing here.
 def batches(checked, images, prints) {
     return checked.samples.groupBy { sample -> sample.batch }.collect { id, samples ->
         def numbers = samples.collectMany { sample -> sample.images }
@@ -14,7 +14,7 @@ def batches(checked, images, prints) {
             sample + [images: own]
         }
         [
-            [id: id, samples: samples.collect { sample -> sample.id }],
+            [id: id, samples: samples.collect { sample -> sample.id }, start: samples[0].start],
             groovy.json.JsonOutput.toJson(entries),
             numbers.collect { n -> images[n - 1] },
             numbers.collect { n -> prints[n - 1] },
@@ -52,9 +52,45 @@ def sampleAndBlock(name) {
     return [found[0][1], found[0][2] as int]
 }
 
-// ch_stitched: [meta, files of one group]; ch_counts: [batch, number of its groups] -> [meta, files of the whole batch]
-def groupByBatch(ch_stitched, ch_counts) {
-    return ch_stitched
+// Numbers of the groups that blocks.csv names
+def groupsOf(rows) {
+    return stitchRows(rows).collect { row -> row.group }.unique()
+}
+
+// Blocks of a whole batch -> per group [meta, group, its blocks]
+def byGroup(meta, blocks, rows) {
+    def named = [blocks].flatten().collectEntries { block -> [block.name, block] }
+    return stitchRows(rows).groupBy { row -> row.group }.collect { group, members ->
+        [meta, group, members.collect { row -> named["${row.sample}.b${row.block}.zarr".toString()] }]
+    }
+}
+
+// The files <sample>.b<block>.* of these blocks
+def ofBlocks(files, blocks) {
+    def names = [blocks].flatten().collect { block -> block.name.replaceFirst(/\.zarr$/, '') }.toSet()
+    return [files].flatten().findAll { file -> names.contains(file.name.replaceFirst(/\.[^.]+$/, '')) }
+}
+
+// Given instances are objects already; all others are made into some where that is asked for.
+def hasObjects(meta, instances) {
+    return meta.start == 'analyze' || instances == 'components'
+}
+
+// measures.csv -> [[task, what it needs]]
+def measureTasks(table) {
+    return table.splitCsv(header: true).groupBy { row -> row.task as int }.collect { number, rows ->
+        [number, [memory: rows.collect { row -> row.memory_bytes as long }.max()]]
+    }
+}
+
+// Label stores, which all bear the same name, in the order of the batch's samples
+def inOrder(meta, stores) {
+    return [stores].flatten().sort { store -> meta.samples.indexOf(store.parent.name) }
+}
+
+// ch_parts: [meta, files of one part]; ch_counts: [batch, number of its parts] -> [meta, files of the whole batch]
+def groupByBatch(ch_parts, ch_counts) {
+    return ch_parts
         .map { meta, files -> [meta.id, meta, files] }
         .combine(ch_counts, by: 0)
         .map { id, meta, files, n -> [groupKey(id, n), meta, files] }

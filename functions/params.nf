@@ -26,6 +26,12 @@ def paramFaults(values, schema) {
     return missing + unknown + wrong
 }
 
+// Only a samplesheet can name labels that need no model; CHECK_INPUT sees whether every row does.
+def modelFaults(values, schema) {
+    def needed = !values.model && values.input && !values.input.toString().toLowerCase().endsWith('.csv')
+    return needed ? ["--model is missing: ${properties(schema).model.description}"] : []
+}
+
 def nearest(name, known) {
     def names = known.toList().closest(name.replaceAll(/([A-Z])/, '_$1').toLowerCase())
     return names ? "; did you mean --${names[0]}?" : ''
@@ -52,7 +58,7 @@ def valueFault(name, value, rule) {
     if (broken) {
         return "--${name} must be ${broken.join(' and ')}, not ${value}"
     }
-    if (rule['enum'] && !rule['enum'].contains(value.toString())) {
+    if (rule['enum'] && !rule['enum'].any { choice -> choice.toString() == value.toString() }) {
         return "--${name} must be one of ${rule['enum'].join(', ')}, not '${value}'"
     }
     if (rule.pattern && !value.toString().matches(rule.pattern)) {

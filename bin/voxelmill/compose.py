@@ -13,6 +13,7 @@ from voxelmill.files import read_json, write_json
 from voxelmill.grid import INSTANCES, LabelGrid
 from voxelmill.image import Box, cut_box, slices, whole
 from voxelmill.pictures import PictureBuilder, save_pictures
+from voxelmill.seams import seam_ratios
 from voxelmill.store import (
     CHUNK,
     COLOURS,
@@ -47,7 +48,7 @@ def compose_store(grid: LabelGrid, blocks: Path, out: Path, linked: dict[str, An
     Returns
     -------
     dict
-        What ``<sample>.labels.json`` holds: voxels and volume per class, number of objects, warnings.
+        What ``<sample>.labels.json`` holds: voxels and volume per class, number of objects, seams, warnings.
 
     Raises
     ------
@@ -65,8 +66,12 @@ def compose_store(grid: LabelGrid, blocks: Path, out: Path, linked: dict[str, An
         write_group(store / "instances", {**described(grid, store / "instances"), "image-label": {}})
         voxels = voxels or found
     write_group(store, {"labels": list(layers)})
-    write_pictures(grid, next(iter(layers.values())), out / f"{grid.sample}.label_pictures.npz")
-    summary = summarise(grid, voxels) | {"objects": None if linked is None else linked["objects"]}
+    first = next(iter(layers.values()))
+    write_pictures(grid, first, out / f"{grid.sample}.label_pictures.npz")
+    summary = summarise(grid, voxels) | {
+        "objects": None if linked is None else linked["objects"],
+        "seams": seam_ratios(first, grid.cuts, grid.shard),
+    }
     write_json(out / f"{grid.sample}.labels.json", summary)
     return summary
 

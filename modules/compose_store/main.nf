@@ -1,10 +1,10 @@
-// Blocks of whole samples -> NGFF labels; what no window reaches is background.
+// Blocks of whole samples -> NGFF labels; what has no block is background.
 process COMPOSE_STORE {
     tag "${meta.id}"
     label 'process_single'
 
     input:
-    tuple val(meta), path(blocks), path(plans), path(infos)
+    tuple val(meta), path(blocks), path(grids), path(summaries)
     val _code
 
     output:

@@ -11,6 +11,7 @@ process PLAN_TILES {
 
     output:
     tuple val(meta), path('*/*.plan.json'), path("${meta.id}/${meta.id}.tiles.csv"), path("${meta.id}/${meta.id}.blocks.csv"), emit: plan
+    tuple val(meta), path('*/*.grid.json'), path("${meta.id}/${meta.id}.blocks.csv"), emit: grid
     path "${meta.id}/${meta.id}.plan_tiles.json", emit: record
 
     script:
@@ -25,7 +26,7 @@ process PLAN_TILES {
     echo sample,block,group,n_pieces > ${meta.id}/${meta.id}.blocks.csv
     for sample in ${meta.samples.join(' ')}; do
         mkdir -p \$sample
-        touch \$sample/\$sample.plan.json
+        touch \$sample/\$sample.plan.json \$sample/\$sample.grid.json
         echo \$sample,0,0,1,100000000,1 >> ${meta.id}/${meta.id}.tiles.csv
         echo \$sample,0,0,${meta.samples.size()} >> ${meta.id}/${meta.id}.blocks.csv
     done

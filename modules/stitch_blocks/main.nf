@@ -8,7 +8,7 @@ process STITCH_BLOCKS {
     val _code
 
     output:
-    tuple val(meta), path('*/*.b*.zarr'), emit: blocks
+    tuple val(meta), val(group), path('*/*.b*.zarr'), emit: blocks
     path "${meta.id}/${meta.id}.stitch_blocks.${group}.json", emit: record
 
     script:

@@ -96,6 +96,7 @@ def predict_reference(
     mirroring: bool = False,
     step_size: float = 0.5,
     kernels: Callable[[torch.nn.Module], torch.nn.Module] = lambda network: network,
+    stock: bool = True,
 ) -> Reference:
     """Whole-volume prediction.
 
@@ -110,6 +111,8 @@ def predict_reference(
         The plan's, one per channel with z-score.
     kernels : callable
         Makes the oracle's network run in the convolution kernels that the tiles use; stock nnU-Net keeps its own.
+    stock : bool
+        Whether to predict with stock nnU-Net as well, which takes several times as long.
     """
     nnunet = predictor(folder, folds, mirroring, step_size)
     plans, configuration, labels = nnunet.plans_manager, nnunet.configuration_manager, nnunet.label_manager
@@ -150,7 +153,7 @@ def predict_reference(
         )
 
     nnunet.network = network
-    half = nnunet.predict_logits_from_preprocessed_data(torch.from_numpy(data))
+    half = nnunet.predict_logits_from_preprocessed_data(torch.from_numpy(data)) if stock else total
     margin = margins(total, labels.has_regions)
     rounding = 2 * error.amax(0).numpy()
     as_source = _to_source(plans, properties)
