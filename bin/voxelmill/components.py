@@ -74,7 +74,7 @@ class Labelling:
 
 
 def row_type(channels: int, grid: LabelGrid, joining: Joining) -> np.dtype:
-    """What is kept of a component, 76 bytes, 32 more for each channel, 8 more for each class where classes are joined.
+    """What is kept of a component, 80 bytes, 32 more for each channel, 8 more for each class where classes are joined.
 
     ``start``, ``stop`` (half-open box), ``sums`` (of coordinates) and ``first`` (smallest index in z, y, x order) are
     of the whole sample; ``total``, ``squares`` (of deviations from the mean), ``low`` and ``high`` of raw values.
@@ -82,7 +82,7 @@ def row_type(channels: int, grid: LabelGrid, joining: Joining) -> np.dtype:
     classes = len(grid.values) if mixes_classes(grid, joining) else 0
     return np.dtype(
         [
-            ("class_value", "<i4"),
+            ("class_value", "<i8"),
             ("class_voxels", "<i8", (classes,)),
             ("id", "<i8"),
             ("voxels", "<i8"),
@@ -176,29 +176,32 @@ def measure_shard(
     rows["low"], rows["high"] = np.inf, -np.inf
     if labelling.ids.size:
         rows["id"] = labelling.ids
+    origin = [start for start, _ in box]
     for plane in range(0, len(labels), CHUNK):
         slab = labels[plane : plane + CHUNK]
         starts, lengths = runs(slab)
         values = slab.ravel()[starts]
-        inside = values != 0
-        if not inside.any():
+        inside = np.flatnonzero(values)
+        if not len(inside):
             continue
         starts, lengths, values = starts[inside], lengths[inside], values[inside]
         owner = labelling.components[plane : plane + CHUNK].ravel()[starts].astype(np.intp) - 1
-        corner = np.array([box[0][0] + plane, box[1][0], box[2][0]])
+        corner = [origin[0] + plane, *origin[1:]]
         first = positions(starts, slab.shape, corner)
         count_geometry(rows, owner, first, lengths, grid.shape)
         count_classes(rows, owner, values, lengths, grid)
-        low = [int(axis.min()) for axis in first]
-        high = [int(first[0].max()) + 1, int(first[1].max()) + 1, int((first[2] + lengths).max())]
-        found = slab[tuple(slice(a - c, b - c) for a, b, c in zip(low, high, corner, strict=True))] != 0
-        for channel in range(channels):
-            raw = read(channel, tuple(zip(low, high, strict=True)))
-            measure_values(rows, channel, owner, lengths, raw[found])
+        if channels:
+            inner = tuple(
+                (int(a.min()), int(b.max()))
+                for a, b in zip(first, (first[0] + 1, first[1] + 1, first[2] + lengths), strict=True)
+            )
+            found = slab[tuple(slice(a - c, b - c) for (a, b), c in zip(inner, corner, strict=True))] != 0
+            for channel in range(channels):
+                measure_values(rows, channel, owner, lengths, read(channel, inner)[found])
     return rows
 
 
-def positions(starts: np.ndarray, shape: tuple[int, ...], corner: np.ndarray) -> list[np.ndarray]:
+def positions(starts: np.ndarray, shape: tuple[int, ...], corner: list[int]) -> list[np.ndarray]:
     """Flat indices into an array of ``shape`` that begins at ``corner`` -> z, y, x."""
     z, rest = np.divmod(starts, shape[1] * shape[2])
     y, x = np.divmod(rest, shape[2])

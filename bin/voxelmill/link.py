@@ -136,19 +136,19 @@ class Parts:
         return np.concatenate(found)
 
     def _pairs_in_blocks(self) -> Iterator[np.ndarray]:
-        of_block = {block: sorted(parts, key=lambda part: part.place) for block, parts in self._by_block().items()}
-        for block, parts in of_block.items():
-            row_of = np.concatenate([np.arange(part.offset, part.offset + part.count) for part in parts])
-            for part in parts:
+        for block, members in self.of_block().items():
+            row_of = np.concatenate([np.arange(part.offset, part.offset + part.count) for part in members])
+            for part in members:
                 n = int(self.shards[block][part.place, 1])
                 if n:
                     yield row_of[self._open(block).read(f"pairs.{part.place}", (n, 2), np.int64)]
 
-    def _by_block(self) -> dict[int, list[Part]]:
-        parts: dict[int, list[Part]] = {}
-        for part in self.parts:
-            parts.setdefault(part.block, []).append(part)
-        return parts
+    def of_block(self) -> dict[int, list[Part]]:
+        """Shards that have components, by block, in the order in which the block was labelled."""
+        members: dict[int, list[Part]] = {}
+        for part in sorted(self.parts, key=lambda part: part.place):
+            members.setdefault(part.block, []).append(part)
+        return members
 
     def _pairs_across(self) -> Iterator[np.ndarray]:
         """Pairs of components in shards of different blocks."""
@@ -181,9 +181,6 @@ class Parts:
         box = self.boxes[part.block][part.place]
         shape = tuple(stop - start for i, (start, stop) in enumerate(box) if i != axis)
         return self._open(part.block).read(f"face.{part.place}.{axis}.{side}", shape, f"<u{itemsize}")
-
-    def of_block(self, block: int) -> list[Part]:
-        return [part for part in self.parts if part.block == block]
 
 
 def join(n: int, pairs: np.ndarray) -> tuple[np.ndarray, int]:
@@ -361,7 +358,7 @@ def link_sample(
         "dropped": {name: int(which.sum()) for name, which in dropped.items()},
         "dropped_voxels": {name: int(objects["voxels"][which].sum()) for name, which in dropped.items()},
     }
-    write_tables(parts, ids[owner].astype(summary["dtype"]), out)
+    write_tables(parts, ids[owner].astype(summary["dtype"]), rows["voxels"], out)
     measured = kept & ~touches if filters.border == KEEP else kept
     table = table_of(objects, ids, touches, measured)
     with atomic_path(out / f"{grid.sample}.linked.parquet") as temporary:
@@ -378,14 +375,19 @@ def objects_of(parts: Parts, rows: np.ndarray) -> tuple[np.ndarray, int]:
     return join(len(rows), parts.pairs(rows["class_value"]))
 
 
-def write_tables(parts: Parts, id_of_row: np.ndarray, out: Path) -> None:
-    """Per block: the number of components of every shard, and for each shard that has some the id of each."""
+def write_tables(parts: Parts, id_of_row: np.ndarray, voxels_of_row: np.ndarray, out: Path) -> None:
+    """Per block and shard: how many components and voxels of objects it has, and where it has any the id of each."""
+    of_block = parts.of_block()
     for block, shards in parts.shards.items():
+        counts = np.zeros((len(shards), 2), np.int64)
+        counts[:, 0] = shards[:, 0]
         with create_archive(out / f"{parts.grid.sample}.b{block}.lut") as archive:
-            archive.add("shards", shards[:, 0])
-            for part in parts.of_block(block):
-                ids = id_of_row[part.offset : part.offset + part.count]
+            for part in of_block.get(block, []):
+                rows = slice(part.offset, part.offset + part.count)
+                ids = id_of_row[rows]
+                counts[part.place, 1] = voxels_of_row[rows][ids > 0].sum()
                 archive.add(f"ids.{part.place}", np.concatenate([np.zeros(1, ids.dtype), ids]))
+            archive.add("shards", counts)
 
 
 def box_voxels(table: pa.Table) -> np.ndarray:

@@ -54,33 +54,26 @@ def relabel_block(
     labels_of = open_block(grid, folder)
     boxes = grid.shards_of(block)
     ids = Archive(table)
-    counts = ids.read("shards", (len(boxes),), np.int64)
+    counts = ids.read("shards", (len(boxes), 2), np.int64)
     levels = create_label_levels(out, grid.shape, grid.shard, dtype)
-    voxels = 0
     for i, box in enumerate(boxes):
         labels = labels_of(box)
-        if labels.any():
-            labelling = label_shard(labels, grid, joining)
-            if labelling.count != counts[i]:
-                raise TemporaryError(
-                    f"shard {i} of block {block} has {labelling.count} components now and had {counts[i]} before",
-                    sample=grid.sample,
-                    file=table,
-                    remedy="run again with -resume; if it stays, delete the work folders of LABEL_BLOCKS",
-                )
-            instances = look_up(ids.read(f"ids.{i}", (labelling.count + 1,), dtype), labelling.components)
-            voxels += int(np.count_nonzero(instances))
-        elif counts[i]:
+        labelling = label_shard(labels, grid, joining) if labels.any() else None
+        count = labelling.count if labelling else 0
+        if count != counts[i, 0]:
             raise TemporaryError(
-                f"shard {i} of block {block} is background now and had {counts[i]} components before",
+                f"shard {i} of block {block} has {count} components now and had {counts[i, 0]} before",
                 sample=grid.sample,
                 file=table,
                 remedy="run again with -resume; if it stays, delete the work folders of LABEL_BLOCKS",
             )
+        if labelling and counts[i, 1]:
+            instances = look_up(ids.read(f"ids.{i}", (count + 1,), dtype), labelling.components)
         else:
             instances = np.zeros(labels.shape, dtype)
         write_label_shard(levels, box, instances)
     ids.close()
+    voxels = int(counts[:, 1].sum())
     found = {0: sum_voxels(grid, block) - voxels, 1: voxels}
     write_json(out / "counts.json", {str(value): n for value, n in found.items() if n})
     return found

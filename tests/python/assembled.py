@@ -115,7 +115,9 @@ def label_all(grid: LabelGrid, folder: Path, joining: Joining, image: np.ndarray
 
     for block in grid.reached:
         out = folder / f"s.b{block}.components"
-        label_block(grid, block, folder / grid.block_name(block), joining, out, read, 0 if image is None else len(image))
+        label_block(
+            grid, block, folder / grid.block_name(block), joining, out, read, 0 if image is None else len(image)
+        )
 
 
 def relabel_all(grid: LabelGrid, folder: Path, joining: Joining, dtype: str) -> np.ndarray:
