@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""BUILD_REPORT: one HTML file about a run, and the list of what it publishes."""
+"""BUILD_REPORT: one HTML file about a run, lists and checksums of what it publishes, and where that comes from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from voxelmill.files import sha256_file, write_bytes, write_json
+from voxelmill.files import read_json, write_bytes
 from voxelmill.report.collect import collect_run
-from voxelmill.report.outputs import outputs_list
+from voxelmill.report.provenance import write_lists
 from voxelmill.report.render import render_report
 from voxelmill.task import task
 
@@ -21,18 +21,20 @@ FILE = click.Path(path_type=Path)
 @click.option("--samples", type=FILE, required=True, help="samples.json of CHECK_INPUT.")
 @click.option("--estimate", type=FILE, required=True, help="estimate.json of CHECK_INPUT.")
 @click.option("--params", type=FILE, required=True, help="Params, their defaults, command, revision and profile.")
-@click.option("--package", type=FILE, required=True, help="The packed model.")
+@click.option("--package", type=FILE, default=None, help="The packed model; none where all labels were given.")
 @click.argument("staged", nargs=-1, type=FILE)
-def main(samples: Path, estimate: Path, params: Path, package: Path, staged: tuple[Path, ...]) -> None:
-    """STAGED: image.json, labels.json, pictures and task records of all samples, or folders of them."""
+def main(samples: Path, estimate: Path, params: Path, package: Path | None, staged: tuple[Path, ...]) -> None:
+    """STAGED: what all samples left for the report and all task records, or folders of them."""
     with task("build_report", "build_report") as record:
         run = collect_run(samples, estimate, params, package, staged)
-        pages = render_report(run, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+        ended = datetime.now(UTC)
+        pages = render_report(run, ended.strftime("%Y-%m-%d %H:%M UTC"))
         for path, html in pages.items():
             write_bytes(Path(path), html.encode())
             record.output(Path(path))
-        own = {**record.outputs, "params.json": sha256_file(params)}
-        write_json(Path("outputs.json"), outputs_list(run, own))
+        own = {"params.json": params, **{path: Path(path) for path in pages}}
+        nextflow = read_json(params).get("nextflow")
+        write_lists(run, own, Path(), ended=ended.isoformat(timespec="seconds"), nextflow=nextflow)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def task(process: str, name: str, part: str | None = None) -> Iterator[Task]:
     """Run a script's work: measure it, write its record, end the process with the right exit code."""
     record = Task(process, name, part)
     start = time.monotonic()
-    try:
+    with exit_codes():
         yield record
         used = resource.getrusage(resource.RUSAGE_SELF)
         write_json(
@@ -86,6 +86,13 @@ def task(process: str, name: str, part: str | None = None) -> Iterator[Task]:
                 "versions": package_versions(),
             },
         )
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn an error into a message and the exit code of its kind."""
+    try:
+        yield
     except Exception as error:
         print(message_of(error), file=sys.stderr, flush=True)
         if os.environ.get("VOXELMILL_DEBUG"):

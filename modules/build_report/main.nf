@@ -14,17 +14,19 @@ process BUILD_REPORT {
     path 'report.html', emit: report
     path 'report/*', emit: pages, optional: true
     path 'outputs.json', emit: outputs
+    path 'outputs.sha256', emit: checksums
+    path 'ro-crate-metadata.json', emit: crate
     path 'params.json', emit: params
 
     script:
     """
     cat > params.json
-    build_report.py --samples ${samples} --estimate ${estimate} --params params.json --package _package _staged
+    build_report.py --samples ${samples} --estimate ${estimate} --params params.json ${packed ? '--package _package' : ''} _staged
     """
 
     stub:
     """
     cat > params.json
-    touch report.html outputs.json
+    touch report.html outputs.json outputs.sha256 ro-crate-metadata.json
     """
 }
