@@ -95,13 +95,15 @@ class Survey:
 
 def survey(image: LabelImage) -> Survey:
     """Read all labels once, for what must be known before the first is written."""
-    largest, shards = 0, set()
+    largest, shards = 0, set[Box]()
     present = np.zeros(LARGEST[SEMANTIC] + 1, bool)
     for at, labels in image.steps():
         largest = max(largest, int(labels.max()))
-        if image.kind == SEMANTIC:
-            present |= np.bincount(labels.ravel(), minlength=len(present)) > 0
-        shards |= {box for box, part in cut(labels, at, image.shard) if part.any()}
+        for box, part in cut(labels, at, image.shard):
+            if part.any():
+                shards.add(box)
+                if image.kind == SEMANTIC:
+                    present |= np.bincount(part.ravel(), minlength=len(present)) > 0
     classes = np.flatnonzero(present[1:]) + 1 if image.kind == SEMANTIC else [1] * bool(largest)
     return Survey(largest, tuple(map(int, classes)), frozenset(shards))
 
