@@ -33,7 +33,10 @@ STEPS = 500
 DPI = 300
 PALETTE = tuple("#{:02X}{:02X}{:02X}".format(*COLOURS[i]) for i in (4, 5, 2, 6, 0, 1))
 """Without the yellow, which is too bright for lines on white."""
-DASHES: tuple[tuple[int, tuple[int, ...]], ...] = ((0, ()), (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+Dash = tuple[int, tuple[int, ...]]
+Curve = tuple[np.ndarray, np.ndarray]
+
+DASHES: tuple[Dash, ...] = ((0, ()), (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 """Dashes of the lines; each round through the palette takes the next."""
 
 INK, GREY = "#222222", "#767676"
@@ -70,7 +73,7 @@ class GroupLengths:
     samples: int
 
 
-def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def density(values: np.ndarray) -> Curve | None:
     """Gaussian kernel density with Scott's bandwidth, as seaborn's ``kdeplot`` draws it by default.
 
     Parameters
@@ -156,9 +159,10 @@ def length_chart(
             return figure
         right = left.twinx()
         dark, bright = PALETTE[0], PALETTE[1]
-        _density(left, lengths, dark, DASHES[0], fill=True)
-        _cumulative(right, lengths, bright, DASHES[1])
-        _ends(left, right, [lengths], shown)
+        curve = density(lengths)
+        _ends(left, right, [lengths], [curve], shown)
+        _density(left, lengths, curve, dark, DASHES[0], fill=True)
+        _cumulative(right, lengths, bright)
         for axes, colour in ((left, dark), (right, bright)):
             axes.yaxis.label.set_color(colour)
             axes.tick_params(axis="y", colors=colour)
@@ -185,15 +189,16 @@ def group_chart(groups: Sequence[GroupLengths], unit: str, length: str = "longes
         FigureCanvasAgg(figure)
         left, below = figure.subplots(2, 1, sharex=True, height_ratios=(5, strip))
         right = left.twinx()
-        for index, group in enumerate(groups):
-            colour, dash = PALETTE[index % len(PALETTE)], DASHES[index // len(PALETTE) % len(DASHES)]
+        curves = [density(group.lengths) for group in groups]
+        _ends(left, right, [group.lengths for group in groups], curves, shown)
+        for index, (group, curve) in enumerate(zip(groups, curves, strict=True)):
+            colour, dash = _look(index)
             if group.lengths.size:
-                _density(left, group.lengths, colour, dash, fill=len(groups) <= 3)
-                _cumulative(right, group.lengths, colour, dash, width=1.0)
+                _density(left, group.lengths, curve, colour, dash, fill=len(groups) <= 3)
+                _cumulative(right, group.lengths, colour, 1.0, dash)
             below.plot(group.means, np.full(group.means.size, index), "o", color=colour, ms=7, alpha=0.75, mew=0)
             if group.means.size:
                 below.plot([group.means.mean()], [index], "|", color=INK, ms=16, mew=1.8)
-        _ends(left, right, [group.lengths for group in groups], shown)
         _legend(figure, groups)
         left.tick_params(labelbottom=False)
         below.set_xlabel(f"{LENGTHS[length]} ({shown})")
@@ -240,11 +245,15 @@ def _nothing(axes: Axes, text: str) -> None:
     axes.spines["right"].set_visible(False)
 
 
+def _look(index: int) -> tuple[str, Dash]:
+    """Colour and dashes of a group."""
+    return PALETTE[index % len(PALETTE)], DASHES[index // len(PALETTE) % len(DASHES)]
+
+
 def _density(
-    axes: Axes, lengths: np.ndarray, colour: str, dash: tuple[int, tuple[int, ...]], *, fill: bool = False
+    axes: Axes, lengths: np.ndarray, curve: Curve | None, colour: str, dash: Dash, *, fill: bool = False
 ) -> None:
     """The density, or where there is none a line at the only value."""
-    curve = density(lengths)
     if curve is None:
         axes.axvline(float(lengths.mean()), color=colour, linestyle=dash, lw=2)
         return
@@ -253,25 +262,26 @@ def _density(
         axes.fill_between(*curve, color=colour, alpha=0.12, lw=0)
 
 
-def _cumulative(
-    axes: Axes, lengths: np.ndarray, colour: str, dash: tuple[int, tuple[int, ...]], width: float = 1.5
-) -> None:
+def _cumulative(axes: Axes, lengths: np.ndarray, colour: str, width: float = 1.5, dash: Dash = DASHES[0]) -> None:
+    """The distribution from 0 to 1, as far as the axis reaches."""
     x, share = cumulative(lengths)
-    axes.plot([x[0], *x], [0, *share], drawstyle="steps-post", color=colour, linestyle=dash, lw=width)
+    low, high = axes.get_xlim()
+    line = np.array([low, *x, high]), np.array([0, *share, 1])
+    axes.plot(*line, drawstyle="steps-post", color=colour, linestyle=dash, lw=width)
 
 
-def _ends(left: Axes, right: Axes, lengths: Sequence[np.ndarray], unit: str) -> None:
+def _ends(left: Axes, right: Axes, lengths: Sequence[np.ndarray], densities: Sequence[Curve | None], unit: str) -> None:
     """Limits, labels and a note where there is no density."""
     filled = [values for values in lengths if values.size]
-    curves = [curve for values in filled if (curve := density(values)) is not None]
-    low = min([float(curve[0][0]) for curve in curves] + [float(values.min()) for values in filled], default=0.0)
-    high = max([float(curve[0][-1]) for curve in curves] + [float(values.max()) for values in filled], default=1.0)
+    curves = [curve for curve in densities if curve is not None]
+    low = min([float(grid[0]) for grid, _ in curves] + [float(values.min()) for values in filled], default=0.0)
+    high = max([float(grid[-1]) for grid, _ in curves] + [float(values.max()) for values in filled], default=1.0)
     if not curves:
         room = 0.1 * high or 1.0
         low, high = low - room, high + room
     # no length is negative, though the density reaches there
     left.set_xlim(max(0.0, low), high)
-    left.set_ylim(bottom=0)
+    left.set_ylim(0, 1.05 * max((float(curve.max()) for _, curve in curves), default=1.0))
     if not curves:
         left.set_yticks([])
         why = "one object:" if sum(values.size for values in filled) == 1 else "all lengths are equal:"
@@ -284,7 +294,7 @@ def _ends(left: Axes, right: Axes, lengths: Sequence[np.ndarray], unit: str) -> 
 def _legend(figure: Figure, groups: Sequence[GroupLengths]) -> None:
     handles, labels = [], []
     for index, group in enumerate(groups):
-        colour, dash = PALETTE[index % len(PALETTE)], DASHES[index // len(PALETTE) % len(DASHES)]
+        colour, dash = _look(index)
         handles.append(Line2D([], [], color=colour, linestyle=dash, lw=2))
         count = f"{group.samples} sample{'' if group.samples == 1 else 's'}"
         labels.append(f"{shortened(group.name)} ({count}, {_objects(group.lengths.size)})")

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import runpy
+import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -516,28 +517,29 @@ def test_gallery_pictures_show_the_objects(folder: Path) -> None:
 def test_large_objects_have_small_pictures(
     folder: Path, monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int] | None
 ) -> None:
-    box = ((2, 7), (40, 640), (10, 70))
-    sample = Sample("a", [box], shape=(9, 700, 90), spacing=(1.0, 1.0, 1.0), shard=(9, 64, 64))
-    sample.labels[4, 100:500, 20:50] = 0
+    box = ((2, 7), (40, 640), (12, 72))
+    sample = Sample("a", [box], shape=(9, 700, 90), spacing=(1.0, 1.0, 1.0), shard=(64, 64, 64))
+    sample.labels[5, 100:500, 20:50] = 0
     monkeypatch.setattr(gallery, "CUBE", (2, 32, 32))
+    sample.write(Path())
     if limits:
         monkeypatch.setattr(gallery, "LAYERS", limits[0])
         monkeypatch.setattr(gallery, "MASK", limits[1])
-    tabulate(sample, tasks=1)
+        shutil.rmtree("labels/1/labels.ome.zarr/instances/0/c")
+    tabulate_batch(["a"], "longest_path", Path(), Task("tabulate_objects", "a"))
     arrays = np.load("a/a.gallery.npz")
     grey, mask, path = (arrays[f"largest_{name}"] for name in ("grey", "mask", "path"))
     # the margin of 90 rows and columns ends at the image; three rows to a pixel, the last has one row only
     assert grey.shape == mask.shape == (234, 90)
     np.testing.assert_array_equal(arrays["largest_extent"], [702, 90])
     inside = np.zeros((702, 90), bool)
-    inside[40:640, 10:70] = True
+    inside[40:640, 12:72] = True
     np.testing.assert_array_equal(mask, inside.reshape(234, 3, 90).any(axis=1))
-    if limits is None or limits[0] > 1:
-        crop = np.zeros((702, 90), np.uint16)
-        crop[:700] = sample.image[0, 1:8].max(axis=0)
-        np.testing.assert_array_equal(grey, grey_levels(crop.reshape(234, 3, 90).max(axis=1)))
+    crop = np.zeros((702, 90), np.uint16)
+    crop[:700] = sample.image[0, 1 : 2 if limits == (1, 1) else 8].max(axis=0)
+    np.testing.assert_array_equal(grey, grey_levels(crop.reshape(234, 3, 90).max(axis=1)))
     np.testing.assert_allclose(path[:, 0], (40 + 0.5) / 3)
-    assert (path[0, 1], path[-1, 1]) == (10.5, 69.5)
+    assert (path[0, 1], path[-1, 1]) == (12.5, 71.5)
 
 
 def test_picture_of_a_flat_image_is_the_plane(folder: Path) -> None:
