@@ -8,8 +8,6 @@ import io
 import re
 import subprocess
 import sys
-from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -17,180 +15,23 @@ import pytest
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
+from reported import WHEN, Folder, Page, gradient, label_volume, pictures_of
 from voxelmill.errors import TemporaryError
 from voxelmill.files import read_json, write_json
-from voxelmill.image import ArrayLocation, ImageInfo, Intensity
 from voxelmill.pictures import PICTURES, PictureBuilder, stretch
-from voxelmill.report import render
-from voxelmill.report.collect import Run, collect_run
+from voxelmill.report import arrival, render
 from voxelmill.report.figures import COLOURS, class_indices, outline_mask, sample_views, scale_bar
 from voxelmill.report.outputs import outputs_list
 from voxelmill.report.render import render_report
-from voxelmill.report.text import card, duration, share, significant, size, volume
+from voxelmill.report.text import card, duration, listed, plural, quantity, share, significant, size, volume
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bin" / "build_report.py"
-WHEN = "2026-01-02 03:04 UTC"
-VOID = {"meta", "link", "img", "input", "br", "hr", "rect"}
 HOSTILE = "<img src=x onerror=alert(1)>"
-
-
-class Page(HTMLParser):
-    """Tags of a page with their attributes, its text, and a failure where tags do not close."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-class Folder:
-    """Fabricated results of a run, as BUILD_REPORT finds them."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.samples: list[dict] = []
-        self.skipped: list[dict] = []
-        self.params = {"params": {"folds": "0", "input": "samples.csv", "stop_after": None, "on_bad_sample": "stop"}}
-        self.params["defaults"] = {"folds": "all", "input": None, "stop_after": None, "on_bad_sample": "stop"}
-        self.params |= {"command": "nextflow run main.nf", "revision": "abc123", "profile": "test"}
-        for folder in ("staged", "records", "model"):
-            (path / folder).mkdir()
-        self.model()
-        self.record("pack_model", "pack_model", wall=2.0, cpu=3.0, memory=400_000_000)
-
-    def model(self, **changes: object) -> None:
-        resampling = {"name": "resample_data_or_seg_to_shape", "kwargs": {}}
-        network = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
-        config = {
-            "configuration": "3d_fullres", "trainer": "nnUNetTrainer", "dataset_name": "Dataset001_Tubes",
-            "patch_size": [16, 32, 32], "spacing": [2.0, 1.0, 1.0], "spacing_unit": "um",
-            "transpose_forward": [0, 1, 2], "normalization": ["ZScoreNormalization"], "intensity_properties": {},
-            "resampling_data": resampling, "resampling_probabilities": resampling, "channel_names": ["signal"],
-            "labels": {"background": 0, "tube": 1, "blob": 2}, "regions_class_order": None, "heads": 3,
-            "foreground_values": [1, 2], "ignore_label": None, "mirror_axes": [0, 1, 2],
-            "architecture": {"class": network, "kwargs": {}, "imports": []}, "reader": "Tiff3DIO", "folds": ["0"],
-            "fingerprint": None, "licence": "CC BY 4.0",
-        } | changes  # fmt: skip
-        write_json(self.path / "model" / "model.json", config)
-        write_json(self.path / "model" / "manifest.json", {"format": 1, "files": {"fold_0.safetensors": "5" * 64}})
-        (self.path / "model" / "card.md").write_text("# Tubes\n\nFinds *tubes*.\n")
-
-    def record(
-        self,
-        process: str,
-        name: str,
-        wall: float = 1.0,
-        cpu: float = 1.0,
-        memory: int = 1_000_000,
-        part: str | None = None,
-        **more: object,
-    ) -> None:
-        value = {
-            "process": process, "name": name, "part": part, "voxelmill": "0.1.0", "python": "3.11.2",
-            "wall_seconds": wall, "cpu_seconds": cpu, "peak_memory_bytes": memory, "counts": {}, "warnings": [],
-            "outputs": {}, "versions": {"numpy": "2.2.0"},
-        } | more  # fmt: skip
-        file = ".".join(filter(None, (str(len(list((self.path / "records").iterdir()))), process, part, "json")))
-        write_json(self.path / "records" / file, value)
-
-    def sample(
-        self, name: str, shape: tuple[int, int, int] = (6, 20, 24), labels: bool = True, noise: int = 0, **entry: object
-    ) -> None:
-        """A sample with all files, or with none of its labels."""
-        index = len(self.samples)
-        self.samples.append({"id": name, "batch": name, "box": None, "warnings": [], **entry})
-        self.image(name, shape)
-        rng = np.random.default_rng(index)
-        volume = rng.integers(0, 4000, shape).astype(np.uint16) if noise else gradient(shape)
-        save_pictures(self.path / "staged" / f"{name}.projections.npz", stretch(pictures_of(volume)))
-        if labels:
-            mask = label_volume(shape)
-            save_pictures(self.path / "staged" / f"{name}.label_pictures.npz", pictures_of(mask))
-            voxels = np.bincount(mask.ravel(), minlength=3)
-            classes = [
-                {"value": v, "name": text, "voxels": int(voxels[v]), "volume_um3": 2.0 * int(voxels[v])}
-                for v, text in enumerate(("background", "tube", "blob"))
-            ]
-            write_json(
-                self.path / "staged" / f"{name}.labels.json",
-                {"sample": name, "classes": classes, "windows": 12, "warnings": []},
-            )
-            counts = {name: {"windows": 12, "computed": 9, "reused": 3, "piece_bytes": 7_000}, "device": "cpu"}
-            self.record("predict_tiles", name, wall=30.0, cpu=50.0, memory=2_000_000_000, part="0", counts=counts)
-
-    def image(self, name: str, shape: tuple[int, int, int], **changes: object) -> None:
-        info = ImageInfo(
-            sample=name, shape=shape, dtype="uint16", spacing=(2.0, 1.0, 1.0), unit="um", spacing_origin="OME-XML",
-            format="OME-TIFF", files=(f"{name}.ome.tif",), array=ArrayLocation("0", "zyx", (0,)),
-            intensity=(Intensity(),), flip="none", nonzero_box=tuple((0, n) for n in shape), statistics=(),
-            content_sha256="c" * 64,
-        )  # fmt: skip
-        replace(info, **changes).save(self.path / "staged" / f"{name}.image.json")
-
-    def write(self) -> list[Path]:
-        """Write the JSON files that CHECK_INPUT and Nextflow make -> arguments of `collect_run`."""
-        write_json(self.path / "samples.json", {"samples": self.samples, "skipped": self.skipped})
-        write_json(
-            self.path / "estimate.json",
-            {"windows": 12, "seconds": 40.0, "memory_bytes": 2_500_000_000, "work_bytes": 60_000, "output_bytes": 900},
-        )
-        write_json(self.path / "params.json", self.params)
-        return [self.path / f"{name}.json" for name in ("samples", "estimate", "params")] + [self.path / "model"]
-
-    def collect(self) -> Run:
-        return collect_run(*self.write(), [self.path / "staged", self.path / "records"])
-
-    def pages(self) -> dict[str, str]:
-        return render_report(self.collect(), WHEN)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
-
-
-def gradient(shape: tuple[int, int, int]) -> np.ndarray:
-    return np.add.outer(np.add.outer(np.arange(shape[0]) * 50, np.arange(shape[1]) * 7), np.arange(shape[2])).astype(
-        np.uint16
-    )
-
-
-def label_volume(shape: tuple[int, int, int]) -> np.ndarray:
-    labels = np.zeros(shape, np.uint8)
-    labels[:, 3:9, 4:15] = 1
-    labels[shape[0] // 2 :, 7:14, 10:20] = 2
-    return labels
-
-
-def pictures_of(volume: np.ndarray, size: int = 1024) -> dict[str, np.ndarray]:
-    builder = PictureBuilder(volume.shape, 1, volume.dtype, size)
-    builder.update(tuple((0, n) for n in volume.shape), volume)
-    return builder.arrays()
-
-
-def save_pictures(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    np.savez(path, **arrays)
 
 
 def decoded(address: str) -> Image.Image:
@@ -332,6 +173,13 @@ def test_numbers_as_a_reader_wants_them() -> None:
         "0", "12.35", "1,234,568", "0.0008053", "1.235 × 10⁻⁷",
     ]  # fmt: skip
     assert [volume(v) for v in (512.0, 2.5e6)] == ["512 µm³", "0.0025 mm³"]
+    assert [significant(v) for v in (None, float("nan"), float("inf"))] == ["–", "–", "–"]
+    assert [significant(1234.5, 3, factor) for factor in (1.0, 1e-3)] == ["1,234", "1.23"]
+    assert [significant(*v) for v in ((999.7, 3), (999.4, 3), (100, 2), (99.4, 2))] == ["1,000", "999", "100", "99"]
+    lengths = ((999.0, "µm"), (1500.0, "µm"), (7.5, "px"), (2e6, "µm³"), (1.25, ""), (None, "µm"))
+    assert [quantity(*v) for v in lengths] == ["999 µm", "1.5 mm", "7.5 px", "0.002 mm³", "1.25", "–"]
+    assert [plural(1, "branch", "branches"), plural(1234, "object")] == ["1 branch", "1,234 objects"]
+    assert [listed(v) for v in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
     assert [size(v) for v in (999, 1_500_000, 21_400_000_000)] == ["999 bytes", "1.50 MB", "21.4 GB"]
     assert [duration(v) for v in (1.23, 65, 7500)] == ["1.2 s", "1 min 05 s", "2 h 05 min"]
     assert [share(*v) for v in ((0, 10), (1, 10**6), (1, 3), (0, 0))] == ["0 %", "< 0.01 %", "33.33 %", "0 %"]
@@ -454,36 +302,130 @@ def test_bad_samples_are_listed_where_they_may_be_skipped(folder: Folder) -> Non
     assert len([a for a in page.all("article")]) == 1
 
 
+COMPONENTS = {"instances": "components", "export": "auto", "on_bad_sample": "skip", "stop_after": None}
+SPLIT = ["import_image", "plan_tiles"]
+STITCHED = [*SPLIT, "predict_tiles", "predict_tiles", "stitch_blocks"]
+LINKED = [*STITCHED, "label_blocks", "link_objects"]
+COMPOSED = [*LINKED, "relabel_blocks", "compose_store"]
+
+
 @pytest.mark.parametrize(
-    ("records", "failed"),
+    ("records", "params", "failed"),
     [
-        ([], "IMPORT_IMAGE"),
-        (["import_image"], "PLAN_TILES"),
-        (["import_image", "plan_tiles"], "PREDICT_TILES"),
-        (["import_image", "plan_tiles", "predict_tiles", "stitch_blocks"], "PREDICT_TILES"),
-        (["import_image", "plan_tiles", "predict_tiles", "predict_tiles"], "STITCH_BLOCKS"),
-        (
-            ["import_image", "plan_tiles", "predict_tiles", "predict_tiles", "stitch_blocks"],
-            "STITCH_BLOCKS or COMPOSE_STORE",
-        ),
+        ([], {}, "IMPORT_IMAGE"),
+        (["import_image"], {}, "PLAN_TILES"),
+        (SPLIT, {}, "PREDICT_TILES"),
+        ([*SPLIT, "predict_tiles", "stitch_blocks"], {}, "PREDICT_TILES"),
+        (STITCHED[:-1], {}, "STITCH_BLOCKS"),
+        (STITCHED, {}, "STITCH_BLOCKS or COMPOSE_STORE"),
+        (STITCHED, COMPONENTS, "STITCH_BLOCKS or LABEL_BLOCKS"),
+        ([*STITCHED, "stitch_blocks", "label_blocks"], COMPONENTS, "LABEL_BLOCKS"),
+        ([*STITCHED, "label_blocks"], COMPONENTS, "STITCH_BLOCKS or LABEL_BLOCKS or LINK_OBJECTS"),
+        (LINKED, COMPONENTS, "RELABEL_BLOCKS"),
+        ([*LINKED, "stitch_blocks", "label_blocks", "relabel_blocks"], COMPONENTS, "RELABEL_BLOCKS"),
+        ([*LINKED, "relabel_blocks"], COMPONENTS, "RELABEL_BLOCKS or COMPOSE_STORE"),
+        ([*COMPOSED, "export_labels"], COMPONENTS, "MEASURE_OBJECTS"),
+        ([*COMPOSED, "measure_objects"], COMPONENTS, "MEASURE_OBJECTS or TABULATE_OBJECTS"),
+        ([*COMPOSED, "measure_objects", "tabulate_objects"], COMPONENTS, "EXPORT_LABELS"),
     ],
 )
-def test_the_process_that_failed_is_named_with_its_log(folder: Folder, records: list[str], failed: str) -> None:
+def test_the_process_that_failed_is_named_with_its_log(
+    folder: Folder, records: list[str], params: dict, failed: str
+) -> None:
     """Half of the windows are in each prediction task; records of another sample prove nothing."""
-    folder.params["params"]["on_bad_sample"] = "skip"
+    folder.params["params"] |= {"on_bad_sample": "skip"} | params
     folder.sample("lost", labels=False)
     folder.sample("here")
+    if params:
+        folder.objects("here")
+        folder.cohort("here")
     windows = {"plan_tiles": 12, "predict_tiles": 6}
     for part, process in enumerate(records):
         counts = {"lost": {"windows": windows[process], "computed": windows[process]}} if process in windows else {}
         folder.record(
             process, "lost", part=str(part), counts=counts | ({"device": "cpu"} if "predict" in process else {})
         )
-    for process in ("import_image", "plan_tiles", "stitch_blocks"):
-        folder.record(process, "here")
-    reason = folder.collect().failed[0].failure
+    for process in (*COMPOSED, "measure_objects", "export_labels"):
+        folder.record(process, "here", counts={"device": "cpu"} if "predict" in process else {})
+    run = folder.collect()
+    assert [sample.name for sample in run.failed] == ["lost"]
+    reason = run.failed[0].failure
     assert reason is not None and reason.startswith(f"{failed} failed")
     assert ".command.err" in reason and "pipeline_info/trace.txt" in reason and "tag lost " in reason
+
+
+@pytest.mark.parametrize(
+    ("start", "params", "expected"),
+    [
+        ("predict", {"stop_after": "split"}, SPLIT),
+        ("predict", {"stop_after": "predict"}, [*dict.fromkeys(STITCHED), "compose_store"]),
+        ("predict", {"stop_after": "assemble"}, [*dict.fromkeys(COMPOSED)]),
+        ("predict", {}, [*dict.fromkeys(COMPOSED), "measure_objects", "tabulate_objects", "export_labels"]),
+        ("predict", {"instances": "none", "export": "none"}, [*dict.fromkeys(STITCHED), "compose_store"]),
+        ("assemble", {"stop_after": "split"}, ["import_image"]),
+        ("assemble", {"instances": "none"}, ["import_image", "compose_store", "export_labels"]),
+        ("assemble", {"stop_after": "assemble"}, ["import_image", *COMPOSED[5:]]),
+        (
+            "analyze",
+            {"instances": "none", "export": "none"},
+            ["import_image", *COMPOSED[5:], "measure_objects", "tabulate_objects"],
+        ),
+    ],
+)
+def test_every_start_and_stop_has_its_processes(start: str, params: dict, expected: list[str]) -> None:
+    assert list(arrival.steps({"start": start}, COMPONENTS | params)) == expected
+
+
+def test_a_sample_must_bring_what_its_processes_leave(folder: Folder) -> None:
+    folder.params["params"] |= COMPONENTS | {"on_bad_sample": "stop"}
+    folder.sample("s0", batch="batch1")
+    folder.objects("s0")
+    folder.cohort("s0")
+    folder.record("export_labels", "batch1")
+    assert folder.collect().failed == ()
+    for lost in ("s0.objects.json", "s0.labels.json", "s0.image.json"):
+        path = folder.path / "staged" / lost
+        kept = path.read_bytes()
+        path.unlink()
+        with pytest.raises(TemporaryError, match="1 of 1 samples"):
+            folder.collect()
+        path.write_bytes(kept)
+    labels = folder.path / "staged" / "s0.labels.json"
+    value = read_json(labels)
+    write_json(labels, value | {"objects": None})
+    with pytest.raises(TemporaryError, match="1 of 1 samples"):
+        folder.collect()
+    write_json(labels, value)
+    (export,) = (folder.path / "records").glob("*export_labels*")
+    export.unlink()
+    with pytest.raises(TemporaryError, match="1 of 1 samples"):
+        folder.collect()
+
+
+def test_a_lost_comparison_is_told(folder: Folder) -> None:
+    folder.sample("s0")
+    folder.objects("s0")
+    with pytest.raises(TemporaryError, match="comparison"):
+        folder.collect()
+    folder.params["params"]["on_bad_sample"] = "skip"
+    run = folder.collect()
+    assert run.warnings == ("COMPARE_SAMPLES failed: samples are not compared",)
+    assert run.failed == ()
+
+
+def test_a_sample_that_failed_late_still_shows_its_labels(folder: Folder) -> None:
+    folder.params["params"] |= COMPONENTS
+    folder.sample("late")
+    for process in COMPOSED:
+        folder.record(process, "late", counts={"device": "cpu"} if "predict" in process else {})
+    labels = folder.path / "staged" / "late.labels.json"
+    write_json(labels, read_json(labels) | {"objects": 4})
+    page = Page(folder.pages()["report.html"])
+    assert "Incomplete: 0 of 1 sample" in page.text
+    assert "MEASURE_OBJECTS failed" in page.text
+    assert len([a for a in page.all("button") if a.get("class") == "stack"]) == 4
+    assert {"#failed", "#samples"} <= {a["href"] for a in page.all("a")}
+    assert "4 objects in 1 sample." in page.text
 
 
 def test_a_plan_has_pictures_but_no_labels(folder: Folder) -> None:

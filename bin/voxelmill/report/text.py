@@ -33,7 +33,7 @@ def significant(value: float | None, digits: int = 4, factor: float = 1.0) -> st
     value *= factor
     if value == 0:
         return "0"
-    if abs(value) >= 1000:
+    if abs(value) >= min(1000, 10**digits - 0.5):
         return f"{value:,.0f}"
     exponent = math.floor(math.log10(abs(value)))
     if exponent < -4:

@@ -96,17 +96,24 @@ def group_alternative(cohort: Cohort) -> str:
 
 
 def test_sentence(cohort: Cohort) -> str:
-    """Result of the test of the groups."""
+    """Result of the test of the groups, as a paper states it, and what its p value says."""
     test = cohort.test
     if test is None:
         return ""
-    p = "p < 0.001" if test.p is not None and test.p < 0.001 else f"p = {significant(test.p, 2)}"
-    effects = [
-        f"{name.replace('_', ' ')} {significant(value, 3) if isinstance(value, int | float) else value}"
+    parts = [] if test.statistic is None else [f"statistic {significant(test.statistic)}"]
+    chance = ""
+    if test.p is not None:
+        parts.append("p < 0.001" if test.p < 0.001 else f"p = {significant(test.p, 2)}")
+        often = "fewer than 1 in 1,000" if test.p < 0.001 else f"{significant(100 * test.p, 2)} %"
+        chance = (
+            f" If the groups did not differ, chance would set their {test.of} apart as far as here in {often} of runs."
+        )
+    parts += [
+        f"{name} = {significant(value, 3) if isinstance(value, int | float) else value}"
         for name, value in test.effect.items()
         if value is not None
     ]
-    return f"{test.name} of {test.of}: statistic {significant(test.statistic, 3)}, {', '.join([p, *effects])}."
+    return f"{test.name} of {test.of}: {'; '.join(parts) or 'not computed'}.{chance}"
 
 
 def seam_sentence(seams: Sequence[Seam]) -> str:
@@ -120,8 +127,7 @@ def seam_sentence(seams: Sequence[Seam]) -> str:
     if not visible:
         return "Labels change across the planes where blocks meet as often as elsewhere: cutting left no trace."
     told = [
-        f"along {seam.axis} {share(round(abs(seam.ratio - 1) * 10_000), 10_000)} "
-        f"{'more' if seam.ratio > 1 else 'less'} often"
+        f"along {seam.axis} {significant(100 * abs(seam.ratio - 1), 2)} % {'more' if seam.ratio > 1 else 'less'} often"
         for seam in visible
         if seam.ratio is not None
     ]
@@ -221,7 +227,7 @@ def _objects(run: Run) -> str:
             sentences.append(
                 f"{plural(coarse, 'large object')} {'was' if coarse == 1 else 'were'} measured on a coarser grid."
             )
-        if run.cohort and run.cohort.test:
+        if run.cohort and run.cohort.test and run.cohort.test.p is not None:
             sentences.append(f"Groups were compared on their {run.cohort.test.of} ({run.cohort.test.name}).")
     return " ".join(sentences)
 
