@@ -50,6 +50,9 @@ BOX_VOXELS_PER_TASK = 2**31
 OBJECTS_PER_TASK = 50_000
 """What one task of MEASURE_OBJECTS takes: voxels of its objects' boxes, and objects."""
 
+ROWS_PER_GROUP = 65_536
+"""Rows of a table that are encoded in memory at a time."""
+
 OPEN_ARCHIVES = 64
 KEPT_FACES = 256
 ROUNDING = 1e-9
@@ -79,8 +82,9 @@ class Part:
 class Parts:
     """What LABEL_BLOCKS found in the blocks of a sample.
 
-    Rows take 80 to 120 bytes per component of a shard with one channel; joining them takes as much again for a while,
-    and 16 bytes for each pair of components that touch. Faces are read two at a time.
+    Memory grows by about 300 bytes per component of a shard without intensities, and by about 100 more per channel: the
+    rows themselves (80 bytes, and 32 per channel), rows of objects, columns of the table, and 16 bytes for each pair of
+    components that touch. Faces are read two at a time.
 
     Raises
     ------
@@ -281,22 +285,22 @@ def table_of(objects: np.ndarray, ids: np.ndarray, touches: np.ndarray, measured
     """The columns of ``<sample>.linked.parquet`` for objects that are kept, in the order of their ids."""
     order = np.flatnonzero(ids)
     order = order[np.argsort(ids[order])]
-    kept = objects[order]
-    voxels = kept["voxels"]
-    columns: dict[str, np.ndarray] = {"id": ids[order], "class_value": kept["class_value"], "voxels": voxels}
+    voxels = objects["voxels"][order]
+    columns: dict[str, np.ndarray] = {"id": ids[order], "class_value": objects["class_value"][order].astype(np.int32)}
+    columns["voxels"] = voxels
     for axis, name in enumerate("zyx"):
-        columns[f"{name}_start"] = kept["start"][:, axis].astype(np.int64)
-        columns[f"{name}_stop"] = kept["stop"][:, axis].astype(np.int64)
+        columns[f"{name}_start"] = objects["start"][order, axis].astype(np.int64)
+        columns[f"{name}_stop"] = objects["stop"][order, axis].astype(np.int64)
     for axis, name in enumerate("zyx"):
-        columns[f"centroid_{name}"] = kept["sums"][:, axis] / voxels
+        columns[f"centroid_{name}"] = objects["sums"][order, axis] / voxels
     columns["touches_border"] = touches[order]
     columns["measured"] = measured[order]
-    for channel in range(kept["total"].shape[1]):
-        columns[f"mean_c{channel}"] = kept["total"][:, channel] / voxels
-        columns[f"min_c{channel}"] = kept["low"][:, channel]
-        columns[f"max_c{channel}"] = kept["high"][:, channel]
-        columns[f"sd_c{channel}"] = np.sqrt(kept["squares"][:, channel] / voxels)
-    return pa.table({name: pa.array(np.ascontiguousarray(values)) for name, values in columns.items()})
+    for channel in range(objects["total"].shape[1]):
+        columns[f"mean_c{channel}"] = objects["total"][order, channel] / voxels
+        columns[f"min_c{channel}"] = objects["low"][order, channel]
+        columns[f"max_c{channel}"] = objects["high"][order, channel]
+        columns[f"sd_c{channel}"] = np.sqrt(objects["squares"][order, channel] / voxels)
+    return pa.table({name: pa.array(values) for name, values in columns.items()})
 
 
 def link_sample(
@@ -341,6 +345,8 @@ def link_sample(
     rows = parts.rows()
     owner, count = objects_of(parts, rows)
     objects = merge(rows, owner, count)
+    voxels_of_row = rows["voxels"].copy()
+    del rows
     if mixes_classes(grid, joining):
         # the class that most of an object's voxels have, the smallest of equals
         objects["class_value"] = np.array(sorted(grid.values))[objects["class_voxels"].argmax(axis=1)]
@@ -358,11 +364,11 @@ def link_sample(
         "dropped": {name: int(which.sum()) for name, which in dropped.items()},
         "dropped_voxels": {name: int(objects["voxels"][which].sum()) for name, which in dropped.items()},
     }
-    write_tables(parts, ids[owner].astype(summary["dtype"]), rows["voxels"], out)
+    write_tables(parts, ids[owner].astype(summary["dtype"]), voxels_of_row, out)
     measured = kept & ~touches if filters.border == KEEP else kept
     table = table_of(objects, ids, touches, measured)
     with atomic_path(out / f"{grid.sample}.linked.parquet") as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", row_group_size=ROWS_PER_GROUP)
     write_json(out / f"{grid.sample}.linked.json", summary)
     return summary, box_voxels(table)
 
