@@ -240,7 +240,7 @@ def test_sheet_to_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Two small samples share a batch and a group; one that is read in place has a batch, and groups, of its own."""
     inputs = tmp_path / "in"
     inputs.mkdir()
-    small = [scattered((6, 20, 20), "uint16", 300 + n, n) for n in range(2)]
+    small = [scattered((6, 20, 60), "uint16", 300 + n, n) for n in range(2)]
     for n, labels in enumerate(small):
         write_image(inputs / f"{n}.tif", labels.shape)
         write_tiff(inputs / f"l{n}.tif", labels)
@@ -269,6 +269,7 @@ def test_sheet_to_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert read_rows(tmp_path / "batch1" / "batch1.blocks.csv", BlockRow) == [
         BlockRow(name, block, 0, 0) for name in "ab" for block in grids[name].reached
     ]
+    assert grids["a"].reached == (0, 1)
     assert len(grids["c"].reached) > 1
     assert read_rows(tmp_path / "c" / "c.blocks.csv", BlockRow) == [BlockRow("c", n, n, 0) for n in grids["c"].reached]
     assert not (tmp_path / "c" / "c.image.zarr").exists()
