@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,9 @@ WINDOW = 4096
 
 READ_BYTES = 2**28
 """What one read of labels and image may take, unless a single object needs more."""
+
+READ_COST = 2**20
+"""What a read costs on top of what it decodes, in decoded bytes that take as long."""
 
 PROGRAM_BYTES = 600_000_000
 """What a task takes before it holds any object."""
@@ -186,7 +189,7 @@ def measure_task(
                 table = measure_window(source, objects[start : start + WINDOW], memory_budget, progress)
                 writer.write_table(table)
                 counts = record.counts[row.sample]
-                counts["skeleton_empty"] += int(np.count_nonzero(table["skeleton_empty"]))
+                counts["skeleton_empty"] += int(np.count_nonzero(table["skeleton_empty"].to_numpy()))
                 counts["reduced_resolution"] += int(np.count_nonzero(table["length_resolution"].to_numpy() > 1))
 
 
@@ -261,7 +264,7 @@ def measure_window(source: Source, objects: Objects, memory_budget: int, progres
         tables.append(coarse_measures(source, objects[k : k + 1], int(factors[k])))
         progress.advance(1)
     table = pa.concat_tables(tables)
-    return table.take(np.argsort(table["id"].to_numpy())).combine_chunks()
+    return table.take(pa.array(np.argsort(table["id"].to_numpy()))).combine_chunks()
 
 
 def coarseness(box: np.ndarray, voxels: int, source: Source, limit: int) -> int:
@@ -300,9 +303,9 @@ def read_crops(source: Source, objects: Objects, limit: int, progress: Progress)
         (np.array(source.labels.chunks), source.labels.dtype.itemsize),
         (np.array(source.image.chunks), np.dtype(source.image.info.dtype).itemsize * source.channels),
     ]
-    for box, members in shared_reads(objects.boxes, sizes, limit):
+    for bounds, members in shared_reads(objects.boxes, sizes, limit):
+        box, corner = as_box(bounds), bounds[:, 0]
         labels = source.read_labels(box)
-        corner = np.array([start for start, _ in box])
         skeletons = []
         for k in members:
             mask = labels[slices(objects.boxes[k] - corner[:, None])] == objects.ids[k]
@@ -322,44 +325,52 @@ def read_crops(source: Source, objects: Objects, limit: int, progress: Progress)
 
 def shared_reads(
     boxes: np.ndarray, arrays: Sequence[tuple[np.ndarray, int]], limit: int
-) -> Iterator[tuple[Box, list[int]]]:
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Group boxes so that one read serves several.
 
-    Boxes are visited cube by cube. A box joins the group before it where one read of both decodes no more than two
-    reads do, and stays within the limit.
+    Cubes of space are halved again and again. The boxes that begin in a cube are read together where that costs no more
+    than to read the groups in its parts, and stays within the limit. What a read costs are the chunks that it decodes.
 
     Parameters
     ----------
     boxes : (n, 3, 2) int64
+        At least one.
     arrays : sequence of (sides of a chunk, bytes per voxel)
         What is read.
     limit : int
         Bytes of one read.
 
-    Yields
-    ------
-    box : Box
-    members : list of int
-        Rows of ``boxes``.
+    Returns
+    -------
+    list of (bounds, members)
+        (3, 2) int64, and rows of ``boxes``.
     """
 
-    def decoded(box: np.ndarray) -> int:
-        return sum(int(np.prod((-(-box[:, 1] // chunk) - box[:, 0] // chunk) * chunk)) * size for chunk, size in arrays)
+    def cost_of(box: np.ndarray) -> int:
+        return sum(
+            READ_COST + int(np.prod((-(-box[:, 1] // chunk) - box[:, 0] // chunk) * chunk)) * size
+            for chunk, size in arrays
+        )
 
-    cube = np.max([np.maximum(chunk, TILE) for chunk, _ in arrays], axis=0)
-    order = np.lexsort((boxes[:, :, 0] // cube).T[::-1])
-    group, members, cost = boxes[order[0]], [int(order[0])], decoded(boxes[order[0]])
-    for k in order[1:].tolist():
-        union = np.stack([np.minimum(group[:, 0], boxes[k, :, 0]), np.maximum(group[:, 1], boxes[k, :, 1])], axis=1)
-        together = decoded(union)
-        used = int(np.prod(union[:, 1] - union[:, 0])) * sum(size for _, size in arrays)
-        if together <= cost + decoded(boxes[k]) and used <= limit:
-            group, cost = union, together
-            members.append(k)
-        else:
-            yield as_box(group), members
-            group, members, cost = boxes[k], [k], decoded(boxes[k])
-    yield as_box(group), members
+    def group(members: np.ndarray, side: int) -> tuple[int, list[tuple[np.ndarray, np.ndarray]]]:
+        box = np.stack([boxes[members, :, 0].min(axis=0), boxes[members, :, 1].max(axis=0)], axis=1)
+        together = cost_of(box)
+        if len(members) == 1:
+            return together, [(box, members)]
+        cell = np.arange(len(members)) if side < CHUNK else cells_of(boxes[members, :, 0] // side)
+        parts = [group(members[cell == k], side // 2) for k in range(cell.max() + 1)]
+        apart = sum(cost for cost, _ in parts)
+        if together <= apart and int(np.prod(box[:, 1] - box[:, 0])) * sum(size for _, size in arrays) <= limit:
+            return together, [(box, members)]
+        return apart, [found for _, groups in parts for found in groups]
+
+    side = 1 << int(boxes.max()).bit_length()
+    return group(np.arange(len(boxes)), side)[1]
+
+
+def cells_of(corners: np.ndarray) -> np.ndarray:
+    """Number of the cell of every corner (n, 3), counted over those that occur."""
+    return np.unique(corners, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def as_box(bounds: np.ndarray) -> Box:
@@ -425,7 +436,7 @@ def shape_table(
         tortuosity,
         thickness,
         sizes,
-        [skeleton.empty for skeleton in skeletons],
+        np.array([skeleton.empty for skeleton in skeletons]),
         np.full(len(ids), factor),
         lists(found.along, pa.float64()),
         *(lists(axis, pa.int32()) for axis in voxels.T),

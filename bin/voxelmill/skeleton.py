@@ -28,12 +28,12 @@ from scipy.sparse.csgraph import connected_components, dijkstra, minimum_spannin
 
 Function = TypeVar("Function", bound=Callable)
 
-NEIGHBOURS = tuple(step for step in itertools.product((-1, 0, 1), repeat=3) if any(step))
+NEIGHBOURS = np.array([step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)])
 """Steps to the 26 neighbours in raster order; a neighbourhood is an integer whose bit k is the k-th of them."""
 
 FORWARD = NEIGHBOURS[13:]
 
-DIRECTIONS = ((0, -1, 0), (0, 1, 0), (0, 0, 1), (0, 0, -1), (1, 0, 0), (-1, 0, 0))
+DIRECTIONS = np.array([(0, -1, 0), (0, 1, 0), (0, 0, 1), (0, 0, -1), (1, 0, 0), (-1, 0, 0)])
 """The sides from which thinning peels, in the order of scikit-image; an image of one plane is peeled from four."""
 
 ROUNDING = 1e-12
@@ -142,8 +142,8 @@ def skeletonize(mask: np.ndarray, spacing: Sequence[float], flat: Sequence[bool]
     strides = np.array([image.shape[1] * image.shape[2], image.shape[2], 1])
     voxels = image.reshape(-1)
     found = np.flatnonzero(voxels.view(bool))
-    directions = np.array(DIRECTIONS[: 4 if mask.shape[0] == 1 else 6]) @ strides
-    kept = _thin(voxels, found, np.array(NEIGHBOURS) @ strides, directions, _euler_table(), _octants())
+    directions = DIRECTIONS[: 4 if mask.shape[0] == 1 else 6] @ strides
+    kept = _thin(voxels, found, NEIGHBOURS @ strides, directions, _euler_table(), _octants())
     empty = not len(kept)
     if empty:
         kept = _nearest_to_centroid(found, image.shape, spacing)
@@ -196,7 +196,7 @@ def paths(
 def _octants() -> np.ndarray:
     """The eight 2x2x2 cubes around a voxel, without it: (8,) int64 sets of neighbours."""
     cubes = (
-        sum(1 << k for k, step in enumerate(NEIGHBOURS) if all(a in (0, b) for a, b in zip(step, corner, strict=True)))
+        np.sum(1 << np.flatnonzero(((NEIGHBOURS == 0) | (corner == NEIGHBOURS)).all(axis=1)))
         for corner in itertools.product((-1, 1), repeat=3)
     )
     return np.array(list(cubes), dtype=np.int64)
@@ -215,7 +215,7 @@ def _euler_table() -> np.ndarray:
     (2**17,) int8
     """
     sets = np.arange(1 << 17)
-    middle = [step[1:] for step in NEIGHBOURS if step[0] == 0]
+    middle = [(y, x) for z, y, x in NEIGHBOURS.tolist() if z == 0]
 
     def outer(y: int, x: int) -> np.ndarray:
         return (sets >> (3 * (y + 1) + x + 1)) & 1
@@ -242,7 +242,8 @@ def _neighbourhood(image: np.ndarray, at: int, neighbours: np.ndarray) -> int:
     """Set of the neighbours that are 1."""
     found = 0
     for k in range(26):
-        if image[at + neighbours[k]] == 1:
+        # an unsigned index is not looked at for counting from the end
+        if image[np.uint64(at + neighbours[k])] == 1:
             found |= 1 << k
     return found
 
@@ -301,7 +302,7 @@ def _thin(
                     continue
                 left[kept] = at
                 kept += 1
-                if image[at + direction] == 1:
+                if image[np.uint64(at + direction)] == 1:
                     continue
                 found = _neighbourhood(image, at, neighbours)
                 # the end of a line has one neighbour
@@ -369,7 +370,7 @@ def _distances(
                     for corner in range(8):
                         place = at + (z if corner & 4 else -z) * strides[0]
                         place += (y if corner & 2 else -y) * strides[1] + (x if corner & 1 else -x)
-                        if image[place] == 0:
+                        if image[np.uint64(place)] == 0:
                             best = over_x
                     x += 1
                     over_x = over_y + (x * sides[2]) ** 2
@@ -403,12 +404,12 @@ def connect(voxels: np.ndarray, objects: np.ndarray, spacing: Sequence[float]) -
     strides = np.array([shape[1] * shape[2], shape[2], 1])
     first, second, length = [], [], []
     for step in FORWARD:
-        wanted = keys + np.array(step) @ strides
+        wanted = keys + step @ strides
         place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         there = np.flatnonzero(keys[place] == wanted)
         first.append(there)
         second.append(place[there])
-        length.append(np.full(len(there), np.sqrt(np.sum((np.array(step) * np.asarray(spacing)) ** 2))))
+        length.append(np.full(len(there), np.sqrt(np.sum((step * np.asarray(spacing)) ** 2))))
     return Edges(np.concatenate(first), np.concatenate(second), np.concatenate(length))
 
 

@@ -21,7 +21,7 @@ from voxelmill.image import ArrayLocation, ImageInfo, Intensity, cut_box, slices
 from voxelmill.phantom import Curve, Tube, draw
 from voxelmill.store import create_array, create_label_levels, write_label_shard
 
-STEP = 0.25
+STEP = 0.5
 TURN = 0.06
 SMOOTHNESS = 6.0
 SIDE_BRANCH = 14.0
@@ -86,7 +86,7 @@ def tube(
 
 
 def centre_line(rng: np.random.Generator, length: float, curved: bool) -> np.ndarray:
-    """Points (n, 3) from the origin in a random direction, a quarter of a unit apart."""
+    """Points (n, 3) from the origin in a random direction, half a unit apart."""
     steps = round(length / STEP)
     headings = np.repeat(_unit(rng.normal(size=3))[None], steps, axis=0)
     if curved:
@@ -96,15 +96,25 @@ def centre_line(rng: np.random.Generator, length: float, curved: bool) -> np.nda
 
 
 def volume(tubes: Sequence[Drawn], dtype: str = "uint16") -> np.ndarray:
-    """Tubes side by side in one volume of labels (z, y, x); tube k has the label k + 1."""
-    across = math.ceil(len(tubes) ** (1 / 3))
-    cell = np.max([drawn.mask.shape for drawn in tubes], axis=0)
-    layers = math.ceil(len(tubes) / across**2)
-    labels = np.zeros(cell * (layers, across, across), dtype=dtype)
+    """Tubes side by side in one volume of labels (z, y, x); tube k has the label k + 1.
+
+    They fill rows along x, and rows fill layers, thinner ones first.
+    """
+    side = math.ceil(sum(drawn.mask.size for drawn in tubes) ** (1 / 3))
+    shapes = np.array([drawn.mask.shape for drawn in tubes])
+    corners = np.empty_like(shapes)
+    z = y = x = row = layer = 0
+    for k in np.lexsort((shapes[:, 1], shapes[:, 0] // 8)):
+        depth, height, width = shapes[k]
+        if x and x + width > side:
+            y, x, row = y + row, 0, 0
+        if y and y + height > side:
+            z, y, x, row, layer = z + layer, 0, 0, 0, 0
+        corners[k] = z, y, x
+        x, row, layer = x + width, max(row, height), max(layer, depth)
+    labels = np.zeros((corners + shapes).max(axis=0), dtype=dtype)
     for k, drawn in enumerate(tubes):
-        corner = cell * np.unravel_index(k, (layers, across, across))
-        place = tuple(slice(c, c + n) for c, n in zip(corner, drawn.mask.shape, strict=True))
-        labels[place][drawn.mask] = k + 1
+        labels[tuple(map(slice, corners[k], corners[k] + shapes[k]))][drawn.mask] = k + 1
     return labels
 
 
