@@ -211,6 +211,7 @@ def test_imagej_finds_its_calibration(tmp_path, grid, arrays):
             pytest.approx(0.65, rel=1e-9), 0.5,
         ]  # fmt: skip
         assert tags["ResolutionUnit"].value == 1
+        assert not {"DateTime", "Software"} & {tag.name for tag in tags}
         assert not tif.is_bigtiff
     with open_image(path) as source:
         assert source.format == "ImageJ TIFF"
