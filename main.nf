@@ -33,7 +33,7 @@ workflow {
             plan: flags(values, ['step_size', 'mirroring', 'engine', 'device', 'threads', 'tile_size', 'task_minutes', 'memory_budget', 'shard_size']),
             label: flags(values, ['components_of', 'connectivity']),
             link: flags(values, ['components_of', 'connectivity', 'min_object_voxels', 'min_object_volume', 'border_objects', 'memory_budget']),
-            measure: flags(values, ['memory_budget']),
+            measure: flags(values, ['length', 'memory_budget']),
             tabulate: flags(values, ['length']),
             compare: flags(values, ['length']),
             export: flags(values, ['export', 'label_values', 'memory_budget']),

@@ -12,12 +12,13 @@ from voxelmill.task import task
 @click.option("--batch", required=True)
 @click.option("--task", "number", required=True, type=int)
 @click.option("--samples", required=True, help="Ids joined by commas, in the order of the label stores.")
+@click.option("--length", default="longest_path", type=click.Choice(["longest_path", "longest_branch"]))
 @click.option("--memory-budget", type=int, default=4_000_000_000, help="Bytes.")
-def main(batch: str, number: int, samples: str, memory_budget: int) -> None:
+def main(batch: str, number: int, samples: str, length: str, memory_budget: int) -> None:
     with task("measure_objects", batch, str(number)) as record:
         from voxelmill.measure import measure_task
 
-        measure_task(batch, number, samples.split(","), Path(), memory_budget, record)
+        measure_task(batch, number, samples.split(","), Path(), length, memory_budget, record)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from voxelmill.files import atomic_path
 from voxelmill.grid import LabelGrid
 from voxelmill.image import Box, StoredImage, cut_box, slices, staged_image
 from voxelmill.rows import MeasureRow, read_rows
-from voxelmill.skeleton import Skeleton, paths, skeletonize
+from voxelmill.skeleton import Skeleton, Traced, paths, skeletonize
 from voxelmill.store import CHUNK
 from voxelmill.task import Task
 
@@ -82,11 +82,14 @@ class Source:
     labels : zarr.Array
         Instance labels (z, y, x).
     image : StoredImage
+    length : str
+        The path that profiles follow: ``longest_path`` or ``longest_branch``.
     """
 
     grid: LabelGrid
     labels: zarr.Array
     image: StoredImage
+    length: str
 
     @property
     def channels(self) -> int:
@@ -96,6 +99,10 @@ class Source:
     def flat(self) -> tuple[bool, ...]:
         """Axes of a single plane, unless all are."""
         return tuple(n == 1 < max(self.grid.shape) for n in self.grid.shape)
+
+    def spacing(self, factor: int) -> tuple[float, ...]:
+        """Of a grid so many times coarser than the labels; a single plane stays one."""
+        return tuple(s if flat else s * factor for s, flat in zip(self.grid.spacing, self.flat, strict=True))
 
     @property
     def bytes_per_voxel(self) -> int:
@@ -158,7 +165,7 @@ def damaged(sample: str, found: str) -> TemporaryError:
 
 
 def measure_task(
-    batch: str, number: int, samples: Sequence[str], folder: Path, memory_budget: int, record: Task
+    batch: str, number: int, samples: Sequence[str], folder: Path, length: str, memory_budget: int, record: Task
 ) -> None:
     """Measure the objects of one task.
 
@@ -172,6 +179,8 @@ def measure_task(
     folder : Path
         Holds the table, ``<sample>.linked.parquet``, ``<sample>.grid.json``, ``<sample>.image.json``, ``stores/`` and
         ``labels/``; gets ``<sample>/<sample>.m<task>.measures.parquet``.
+    length : str
+        The path that profiles follow: ``longest_path`` or ``longest_branch``.
     memory_budget : int
         Bytes that the task may use.
     record : Task
@@ -181,7 +190,7 @@ def measure_task(
     compile_loops()
     progress = Progress(sum(map(len, found)))
     for row, objects in zip(rows, found, strict=True):
-        source = open_source(row.sample, samples.index(row.sample) + 1, folder)
+        source = open_source(row.sample, samples.index(row.sample) + 1, folder, length)
         record.counts[row.sample] = {"objects": len(objects), "skeleton_empty": 0, "reduced_resolution": 0}
         out = folder / row.sample / f"{row.sample}.m{number}.measures.parquet"
         with atomic_path(out) as path, pq.ParquetWriter(path, measures_schema(source.channels)) as writer:
@@ -212,13 +221,14 @@ def read_objects(path: Path, first: int, last: int) -> Objects:
     return Objects(table["id"].to_numpy(), boxes, table["voxels"].to_numpy())
 
 
-def open_source(sample: str, position: int, folder: Path) -> Source:
+def open_source(sample: str, position: int, folder: Path, length: str) -> Source:
     """The grid, the labels and the image of a sample in a task's folder."""
     labels = folder / "labels" / str(position) / "labels.ome.zarr"
     return Source(
         LabelGrid.load(folder / f"{sample}.grid.json"),
         zarr.open_array(str(labels), path="instances/0", mode="r"),
         staged_image(sample, folder),
+        length,
     )
 
 
@@ -389,16 +399,13 @@ def fine_measures(source: Source, objects: Objects, crops: Sequence[Crop]) -> pa
     skeletons = [crop.skeleton for crop in crops]
     voxels = np.concatenate([s.voxels + box[:, 0] for s, box in zip(skeletons, objects.boxes, strict=True)])
     values = np.concatenate([crop.values for crop in crops], axis=1)
-    return shape_table(
-        objects.ids, skeletons, source.grid.spacing, source.flat, 1, lambda at: (voxels[at], values[:, at])
-    )
+    return shape_table(source, objects.ids, skeletons, 1, lambda at: (voxels[at], values[:, at]))
 
 
 def shape_table(
+    source: Source,
     ids: np.ndarray,
     skeletons: Sequence[Skeleton],
-    spacing: Sequence[float],
-    flat: Sequence[bool],
     factor: int,
     profile: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> pa.Table:
@@ -406,39 +413,38 @@ def shape_table(
 
     Parameters
     ----------
+    source : Source
     ids : (n,) int64
     skeletons : sequence of Skeleton
-    spacing : (3,) float
-        Of the skeletons' grid.
-    flat : (3,) bool
     factor : int
-        How much coarser than the labels that grid is.
+        How much coarser than the labels the skeletons' grid is.
     profile : callable
         Rows of all skeletons' voxels -> voxels (m, 3) of the sample, and raw values (channels, m).
     """
-    found = paths(skeletons, spacing, flat)
+    found = paths(skeletons, source.spacing(factor), source.flat)
+    followed: Traced = getattr(found, source.length)
     sizes = np.array([len(skeleton.voxels) for skeleton in skeletons])
     starts = np.cumsum(sizes) - sizes
     thickness = 2 * np.add.reduceat(np.concatenate([s.distances for s in skeletons]), starts) / sizes
     with np.errstate(invalid="ignore"):
-        tortuosity = np.where(found.straight > 0, np.maximum(found.length / found.straight, 1.0), 1.0)
-    voxels, values = profile(found.points)
-    offsets = pa.array(found.starts, pa.int32())
+        tortuosity = np.where(found.straight > 0, np.maximum(found.longest_path.length / found.straight, 1.0), 1.0)
+    voxels, values = profile(followed.points)
+    offsets = pa.array(followed.starts, pa.int32())
 
     def lists(flat_values: np.ndarray, kind: pa.DataType) -> pa.Array:
         return pa.ListArray.from_arrays(offsets, pa.array(flat_values, kind))
 
     columns = [
         ids,
-        found.length,
-        found.longest_branch,
+        found.longest_path.length,
+        found.longest_branch.length,
         found.branches,
         tortuosity,
         thickness,
         sizes,
         np.array([skeleton.empty for skeleton in skeletons]),
         np.full(len(ids), factor),
-        lists(found.along, pa.float64()),
+        lists(followed.along, pa.float64()),
         *(lists(axis, pa.int32()) for axis in voxels.T),
         *(lists(channel, pa.float64()) for channel in values),
     ]
@@ -465,14 +471,13 @@ def coarse_measures(source: Source, one: Objects, factor: int) -> pa.Table:
         pooled = pool(mask, factor)
         coarse[tuple(slice(c, c + n) for c, n in zip(corner, pooled.shape, strict=True))] = pooled
     check_voxels(source.grid.sample, one, 0, count)
-    spacing = tuple(s if f else s * factor for s, f in zip(source.grid.spacing, source.flat, strict=True))
-    skeleton = skeletonize(coarse, spacing, source.flat)
+    skeleton = skeletonize(coarse, source.spacing(factor), source.flat)
     del coarse
 
     def profile(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return coarse_profile(source, int(one.ids[0]), box, factor, skeleton.voxels[points])
 
-    return shape_table(one.ids, [skeleton], spacing, source.flat, factor, profile)
+    return shape_table(source, one.ids, [skeleton], factor, profile)
 
 
 def pool(mask: np.ndarray, factor: int) -> np.ndarray:

@@ -66,34 +66,50 @@ class Skeleton:
 
 
 @dataclass(frozen=True)
-class Paths:
-    """What is read off the skeletons of m objects; lengths in the unit of the spacing.
+class Traced:
+    """One path through each of m skeletons.
 
     Attributes
     ----------
-    length : (m,) float64
-        Length of the longest path after smoothing, see `smooth`.
-    steps : (m,) float64
-        Length of the same path along its voxels: the diameter of the skeleton's graph.
     starts : (m + 1,) int64
         The path of object k has the points ``starts[k]`` to ``starts[k + 1]``.
     points : (n,) int64
         Voxels of all paths, as rows of all skeletons put together.
     along : (n,) float64
-        Distance of every point from its path's first one, along the smoothed path.
-    straight : (m,) float64
-        Distance between the two ends.
-    longest_branch : (m,) float64
-    branches : (m,) int32
+        Distance of every point from its path's first one, in the unit of the spacing.
     """
 
-    length: np.ndarray
-    steps: np.ndarray
     starts: np.ndarray
     points: np.ndarray
     along: np.ndarray
+
+    @property
+    def length(self) -> np.ndarray:
+        """(m,) float64"""
+        return self.along[self.starts[1:] - 1]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What is read off the skeletons of m objects; lengths in the unit of the spacing.
+
+    Attributes
+    ----------
+    longest_path : Traced
+        Measured after smoothing, see `smooth`.
+    longest_branch : Traced
+        Measured along its voxels. A single voxel is a path of one point.
+    steps : (m,) float64
+        Length of the longest path along its voxels: the diameter of the skeleton's graph.
+    straight : (m,) float64
+        Distance between the two ends of the longest path.
+    branches : (m,) int32
+    """
+
+    longest_path: Traced
+    longest_branch: Traced
+    steps: np.ndarray
     straight: np.ndarray
-    longest_branch: np.ndarray
     branches: np.ndarray
 
 
@@ -178,16 +194,15 @@ def paths(
     starts, points = trace(edges, distances, first, last)
     sides = np.asarray(spacing, dtype=np.float64)
     smoothed = smooth(voxels[points] * sides, starts, sides[~np.asarray(flat)])
-    along = cumulative_length(smoothed, starts)
-    longest_branch, count = branches(edges, objects)
+    longest, count = branches(edges, objects)
+    branch_starts, branch_points = walk(longest, objects)
     return Paths(
-        length=along[starts[1:] - 1],
+        longest_path=Traced(starts, points, cumulative_length(smoothed, starts)),
+        longest_branch=Traced(
+            branch_starts, branch_points, cumulative_length(voxels[branch_points] * sides, branch_starts)
+        ),
         steps=steps,
-        starts=starts,
-        points=points,
-        along=along,
         straight=np.linalg.norm((voxels[points[starts[:-1]]] - voxels[points[starts[1:] - 1]]) * sides, axis=1),
-        longest_branch=longest_branch,
         branches=count,
     )
 
@@ -580,11 +595,12 @@ def cumulative_length(points: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return steps
 
 
-def branches(edges: Edges, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def branches(edges: Edges, objects: np.ndarray) -> tuple[Edges, np.ndarray]:
     """Longest branch and number of branches of every object, as ``skan.Skeleton(...).path_lengths()`` has them.
 
     Voxels with more than two neighbours are junctions; among touching junctions only the edges of their minimum
     spanning tree count. A branch runs between two voxels that then have not two neighbours, or is a ring of its own.
+    Of equally long branches of an object that with the first voxel counts.
 
     Parameters
     ----------
@@ -594,11 +610,11 @@ def branches(edges: Edges, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
     Returns
     -------
-    longest : (m,) float64
-        0 where an object has no branch: a single voxel.
+    longest : Edges
+        Those of every object's longest branch; none where an object has no branch, being a single voxel.
     count : (m,) int32
     """
-    nodes, n_objects = len(objects), objects[-1] + 1
+    nodes = len(objects)
     junction = edges.degrees(nodes) > 2
     within = junction[edges.first] & junction[edges.second]
     tree = minimum_spanning_tree(edges[within].matrix(nodes)).tocoo()
@@ -611,16 +627,56 @@ def branches(edges: Edges, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     along = kept.degrees(nodes) == 2
     inner = along[kept.first] & along[kept.second]
     _, chain = connected_components(kept[inner].matrix(nodes), directed=False)
-    # nodes that are no part of a chain have components of their own, which get no length
+    # an edge belongs to the chain that it touches; between two ends it is a branch by itself
     touched = along[kept.first] | along[kept.second]
     of_chain = chain[np.where(along[kept.first], kept.first, kept.second)]
-    lengths = np.bincount(of_chain[touched], weights=kept.length[touched], minlength=nodes)
-    heads = np.flatnonzero(along)
-    _, begin = np.unique(chain[heads], return_index=True)
-    heads = heads[begin]
+    _, one, branch = np.unique(
+        np.where(touched, of_chain, nodes + np.arange(len(touched))), return_index=True, return_inverse=True
+    )
+    owner = objects[kept.first[one]]
+    length = np.bincount(branch, weights=kept.length, minlength=len(one))
+    begin = np.full(len(one), nodes)
+    np.minimum.at(begin, branch, kept.first)
+    order = np.lexsort((begin, -length, owner))
+    _, longest = np.unique(owner[order], return_index=True)
+    count = np.bincount(owner, minlength=objects[-1] + 1).astype(np.int32)
+    return kept[np.isin(branch, order[longest])], count
 
-    length = np.concatenate([lengths[chain[heads]], kept.length[~touched]])
-    owner = np.concatenate([objects[heads], objects[kept.first[~touched]]])
-    longest = np.zeros(n_objects)
-    np.maximum.at(longest, owner, length)
-    return longest, np.bincount(owner, minlength=n_objects).astype(np.int32)
+
+def walk(branch: Edges, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes of one branch of every object, from its smaller end to the larger one.
+
+    A closed branch begins and ends with its first node.
+
+    Parameters
+    ----------
+    branch : Edges
+        One branch of every object; none of an object that is a single node.
+    objects : (n,) int64
+        Object of every node: 0 to m - 1, ascending.
+
+    Returns
+    -------
+    starts : (m + 1,) int64
+    nodes : (starts[-1],) int64
+        Branch after branch.
+    """
+    n_objects = objects[-1] + 1
+    of = objects[branch.first]
+    ends = np.flatnonzero(branch.degrees(len(objects)) == 1)
+    closed = np.bincount(of, minlength=n_objects) > 0
+    closed[objects[ends]] = False
+    # closed branches are cut open behind their first node: edges are in the order of their steps, not of their nodes
+    order = np.lexsort((-branch.second, branch.first, of))
+    numbers, where = np.unique(of[order], return_index=True)
+    cut = order[where[closed[numbers]]]
+    opened = branch[np.delete(np.arange(len(of)), cut)]
+    first = np.searchsorted(objects, np.arange(n_objects))
+    last = first.copy()
+    first[objects[ends[::-1]]] = ends[::-1]
+    last[objects[ends]] = ends
+    first[closed], last[closed] = branch.first[cut], branch.second[cut]
+    distances = dijkstra(opened.matrix(len(objects)), indices=first, min_only=True)
+    starts, nodes = trace(opened, distances, first, last)
+    nodes = np.insert(nodes, starts[1:][closed], nodes[starts[:-1][closed]])
+    return starts + np.concatenate([[0], np.cumsum(closed)]), nodes

@@ -51,13 +51,18 @@ def image(labels: np.ndarray) -> np.ndarray:
 
 
 def run(
-    folder: Path, *samples: str, rows: list[tuple[str, int, int, int]], budget: int = PLENTY, task: int = 0
+    folder: Path,
+    *samples: str,
+    rows: list[tuple[str, int, int, int]],
+    budget: int = PLENTY,
+    task: int = 0,
+    length: str = "longest_path",
 ) -> dict[str, pa.Table]:
     """Measure one task; rows are (sample, task, first, last)."""
     text = "sample,task,first,last,memory_bytes\n" + "".join(f"{','.join(map(str, row))},0\n" for row in rows)
     (folder / "batch.measures.csv").write_text(text)
     record = Task("measure_objects", "batch", str(task))
-    measure_task("batch", task, samples, folder, budget, record)
+    measure_task("batch", task, samples, folder, length, budget, record)
     return {
         row[0]: pq.read_table(folder / row[0] / f"{row[0]}.m{task}.measures.parquet") for row in rows if row[1] == task
     }
@@ -91,13 +96,13 @@ def test_measures_and_profiles_are_those_of_a_direct_reading(
         assert row["mean_thickness"] == pytest.approx(2 * deep[skeleton].mean(), rel=1e-12)
 
         found = paths([skeletonize(mask[box], SPACING)], SPACING)
-        assert row["longest_path"] == found.length[0] == row["profile_distance"][-1]
-        assert row["longest_branch"] == found.longest_branch[0]
+        assert row["longest_path"] == found.longest_path.length[0] == row["profile_distance"][-1]
+        assert row["longest_branch"] == found.longest_branch.length[0]
         assert row["branches"] == found.branches[0]
         straight = found.straight[0]
         assert row["tortuosity"] == (pytest.approx(row["longest_path"] / straight) if straight else 1.0)
         assert row["tortuosity"] >= 1
-        assert row["profile_distance"] == found.along.tolist()
+        assert row["profile_distance"] == found.longest_path.along.tolist()
 
         path = np.array([row[f"profile_{axis}"] for axis in "zyx"]).T
         assert skeleton[tuple((path - corner).T)].all()
@@ -106,6 +111,16 @@ def test_measures_and_profiles_are_those_of_a_direct_reading(
             assert row[f"profile_c{channel}"] == image[channel][tuple(path.T)].tolist()
     empty = dict(zip(table["id"].to_pylist(), table["skeleton_empty"].to_pylist(), strict=True))
     assert [number for number, flag in empty.items() if flag] == [7]
+
+
+def test_profiles_follow_the_path_that_is_called_length(tmp_path: Path, labels: np.ndarray, image: np.ndarray) -> None:
+    stage(tmp_path, "s", labels, image, SPACING, shard=(32, 64, 64))
+    rows = run(tmp_path, "s", rows=[("s", 0, 0, 10)], length="longest_branch")["s"].to_pylist()
+    assert any(row["longest_branch"] < 0.9 * row["longest_path"] for row in rows)
+    for row in rows:
+        assert row["profile_distance"][-1] == row["longest_branch"]
+        path = tuple(np.array([row[f"profile_{axis}"] for axis in "zyx"]))
+        assert row["profile_c1"] == image[1][path].tolist()
 
 
 def test_tasks_windows_and_reads_do_not_change_a_byte(
@@ -176,14 +191,14 @@ def test_a_large_object_is_measured_at_a_lower_resolution(
         coarse = block_reduce(mask[box], (factor,) * 3, np.any)
         skeleton = skeletonize(coarse, spacing)
         found = paths([skeleton], spacing)
-        assert row["longest_path"] == found.length[0]
-        assert row["longest_branch"] == found.longest_branch[0]
+        assert row["longest_path"] == found.longest_path.length[0]
+        assert row["longest_branch"] == found.longest_branch.length[0]
         assert row["mean_thickness"] == pytest.approx(2 * skeleton.distances.mean())
 
         path = np.array([row[f"profile_{axis}"] for axis in "zyx"]).T
         assert mask[tuple(path.T)].all()
         corner = np.array([at.start for at in box])
-        cells = skeleton.voxels[found.points]
+        cells = skeleton.voxels[found.longest_path.points]
         np.testing.assert_array_equal((path - corner) // factor, cells)
         for cell, voxel in zip(cells, path, strict=True):
             members = np.argwhere(mask)

@@ -128,7 +128,7 @@ def test_the_recipe_does_what_its_steps_do_on_whole_arrays(tmp_path: Path) -> No
     (tmp_path / "images").mkdir()
     tifffile.imwrite(tmp_path / "images" / "a.ome.tif", image, ome=True, metadata=metadata)
     model = five_folds(tmp_path / "model")
-    small = ("--threads", "1", "--memory_budget", "2 GB", "--shard_size", "32", "--tile_size", "32")
+    small = ("--threads", "1", "--memory_budget", "2 GB", "--shard_size", "64", "--tile_size", "32,64,64")
     finished(tmp_path, "-params-file", RECIPE, "--input", "images", "--model", model, *small)
 
     expected = directly(image[:, 1], model)

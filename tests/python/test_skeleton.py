@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import shortest_path
 from skimage.morphology import skeletonize as lee
 
 from tubes import tube
-from voxelmill.skeleton import Edges, Skeleton, branches, connect, diameters, paths, skeletonize, smooth
+from voxelmill.skeleton import Edges, Paths, Skeleton, branches, connect, diameters, paths, skeletonize, smooth, walk
 
 CUBIC = (1.0, 1.0, 1.0)
 TALL = (3.0, 1.0, 1.0)
@@ -96,7 +96,7 @@ def test_what_thinning_leaves_nothing_of_keeps_the_voxel_nearest_to_its_centroid
     assert found.empty
     assert found.voxels.tolist() == [[0, 0, 1]]
     measured = paths([found], CUBIC)
-    assert (measured.length[0], measured.longest_branch[0], measured.branches[0]) == (0, 0, 0)
+    assert (measured.longest_path.length[0], measured.longest_branch.length[0], measured.branches[0]) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,14 @@ def test_what_thinning_leaves_nothing_of_keeps_the_voxel_nearest_to_its_centroid
 def test_every_shape_gives_finite_values(mask: np.ndarray) -> None:
     skeleton = skeletonize(mask, ODD)
     found = paths([skeleton], ODD)
-    for values in (found.length, found.steps, found.along, found.straight, found.longest_branch, skeleton.distances):
+    for values in (
+        found.longest_path.length,
+        found.steps,
+        found.longest_path.along,
+        found.straight,
+        found.longest_branch.length,
+        skeleton.distances,
+    ):
         assert np.isfinite(values).all()
         assert (values >= 0).all()
     assert found.branches[0] == 0 if len(skeleton.voxels) == 1 else found.branches[0] >= 1
@@ -159,13 +166,31 @@ def test_the_longest_path_is_the_largest_of_all_shortest_paths(
     found = paths([skeleton], spacing)
     np.testing.assert_allclose(found.steps[0], between[np.isfinite(between)].max(), rtol=1e-12)
 
-    path = found.points
+    path = found.longest_path.points
     assert path[0] <= path[-1]
     assert len(np.unique(path)) == len(path)
     assert near[path[:-1], path[1:]].all()
     np.testing.assert_allclose(weights[path[:-1], path[1:]].sum(), found.steps[0], rtol=1e-12)
     np.testing.assert_allclose(found.straight[0], np.linalg.norm(steps[path[0], path[-1]] * spacing), rtol=1e-12)
     assert n >= len(path)
+
+
+def same_branches(found: Paths, k: int, skeleton: Skeleton, voxels: np.ndarray, spacing: tuple[float, ...]) -> None:
+    """Number of branches, length of the longest, and its voxels where no other is as long: those of skan."""
+    theirs = skan.Skeleton(image_of(skeleton), spacing=spacing)
+    lengths = theirs.path_lengths()
+    assert found.branches[k] == len(lengths)
+    np.testing.assert_allclose(found.longest_branch.length[k], lengths.max(), rtol=1e-12)
+    longest = np.flatnonzero(lengths > lengths.max() * (1 - 1e-9))
+    if len(longest) == 1:
+        starts = found.longest_branch.starts
+        way = voxels[found.longest_branch.points[starts[k] : starts[k + 1]]].tolist()
+        expected = theirs.path_coordinates(longest[0]).astype(int).tolist()
+        assert len(way) == len(expected)
+        if expected[0] == expected[-1]:
+            assert way[0] == way[-1] and sorted(map(tuple, way[1:])) == sorted(map(tuple, expected[1:]))
+        else:
+            assert way in (expected, expected[::-1])
 
 
 @given(masks((1, 12)), st.sampled_from([CUBIC, TALL, ODD]))
@@ -175,11 +200,9 @@ def test_branches_are_those_of_skan(mask: np.ndarray, spacing: tuple[float, ...]
     found = paths([skeleton], spacing)
     objects = np.zeros(len(skeleton.voxels), dtype=np.int64)
     if not len(connect(skeleton.voxels, objects, spacing).first):
-        assert (found.branches[0], found.longest_branch[0]) == (0, 0)
+        assert (found.branches[0], found.longest_branch.length[0]) == (0, 0)
         return
-    expected = skan.Skeleton(image_of(skeleton), spacing=spacing).path_lengths()
-    assert found.branches[0] == len(expected)
-    np.testing.assert_allclose(found.longest_branch[0], expected.max(), rtol=1e-12)
+    same_branches(found, 0, skeleton, skeleton.voxels, spacing)
 
 
 @pytest.mark.parametrize("spacing", [CUBIC, TALL])
@@ -188,10 +211,9 @@ def test_branches_of_tubes_and_rings_are_those_of_skan(spacing: tuple[float, ...
     shapes = [tube(rng, 50, spacing, branch=branch).mask for branch in (False, True) * 3] + [ring()]
     skeletons = [skeletonize(mask, spacing) for mask in shapes]
     found = paths(skeletons, spacing)
+    voxels = np.concatenate([skeleton.voxels for skeleton in skeletons])
     for k, skeleton in enumerate(skeletons):
-        expected = skan.Skeleton(image_of(skeleton), spacing=spacing).path_lengths()
-        assert found.branches[k] == len(expected)
-        np.testing.assert_allclose(found.longest_branch[k], expected.max(), rtol=1e-12)
+        same_branches(found, k, skeleton, voxels, spacing)
 
 
 def test_a_side_spur_halves_the_longest_branch_and_not_the_longest_path() -> None:
@@ -201,15 +223,15 @@ def test_a_side_spur_halves_the_longest_branch_and_not_the_longest_path() -> Non
     voxels = np.array(sorted(line + spur))
     found = paths([of_voxels(voxels)], CUBIC)
     assert found.steps[0] == pytest.approx(36)
-    assert found.length[0] == pytest.approx(36)
-    assert found.longest_branch[0] < 19
+    assert found.longest_path.length[0] == pytest.approx(36)
+    assert found.longest_branch.length[0] < 19
 
 
 def test_a_ring_is_one_branch_and_half_of_it_the_longest_path() -> None:
     skeleton = skeletonize(ring(), CUBIC)
     found = paths([skeleton], CUBIC)
     assert found.branches[0] == 1
-    assert found.longest_branch[0] == pytest.approx(2 * found.steps[0], rel=0.1)
+    assert found.longest_branch.length[0] == pytest.approx(2 * found.steps[0], rel=0.1)
 
 
 def test_of_several_parts_the_longest_path_counts() -> None:
@@ -228,11 +250,14 @@ def test_an_object_gives_the_same_bytes_in_any_company(shapes: list[np.ndarray],
     before = 0
     for k, skeleton in enumerate(skeletons):
         alone = paths([skeleton], spacing)
-        part = slice(together.starts[k], together.starts[k + 1])
-        assert (together.points[part] - before).tolist() == alone.points.tolist()
-        assert together.along[part].tobytes() == alone.along.tobytes()
-        for name in ("length", "steps", "straight", "longest_branch", "branches"):
+        part = slice(together.longest_path.starts[k], together.longest_path.starts[k + 1])
+        assert (together.longest_path.points[part] - before).tolist() == alone.longest_path.points.tolist()
+        assert together.longest_path.along[part].tobytes() == alone.longest_path.along.tobytes()
+        for name in ("steps", "straight", "branches"):
             assert getattr(together, name)[k] == getattr(alone, name)[0]
+        part = slice(together.longest_branch.starts[k], together.longest_branch.starts[k + 1])
+        assert (together.longest_branch.points[part] - before).tolist() == alone.longest_branch.points.tolist()
+        assert together.longest_branch.along[part].tobytes() == alone.longest_branch.along.tobytes()
         before += len(skeleton.voxels)
 
 
@@ -252,8 +277,11 @@ def test_cycles_are_searched_until_no_longer_path_can_exist() -> None:
 
 def test_no_edges_are_no_branches() -> None:
     none = np.empty(0, dtype=np.int64)
-    longest, count = branches(Edges(none, none, np.empty(0)), np.array([0, 1, 1]))
-    assert (longest.tolist(), count.tolist()) == ([0, 0], [0, 0])
+    objects = np.array([0, 1, 1])
+    longest, count = branches(Edges(none, none, np.empty(0)), objects)
+    assert (longest.length.tolist(), count.tolist()) == ([], [0, 0])
+    starts, nodes = walk(longest, objects)
+    assert (starts.tolist(), nodes.tolist()) == ([0, 1, 2], [0, 1])
 
 
 # Lengths
@@ -269,7 +297,7 @@ def test_the_length_of_tubes_is_right_within_three_percent(
     drawn = [tube(rng, rng.uniform(40, 120), spacing, curved=curved, branch=branch) for _ in range(80)]
     found = paths([skeletonize(one.mask, spacing) for one in drawn], spacing)
     truth = np.array([one.length for one in drawn])
-    assert np.median(found.length / truth) == pytest.approx(1, abs=0.03)
+    assert np.median(found.longest_path.length / truth) == pytest.approx(1, abs=0.03)
     # along the voxels it would not be
     assert np.median(found.steps / truth) > 1.04
 
@@ -291,7 +319,7 @@ def test_distances_along_a_path_grow_up_to_its_length() -> None:
     rng = np.random.default_rng(9)
     skeleton = skeletonize(tube(rng, 60, TALL, branch=True).mask, TALL)
     found = paths([skeleton], TALL)
-    assert found.along[0] == 0
-    assert (np.diff(found.along) > 0).all()
-    assert found.along[-1] == found.length[0]
-    assert found.straight[0] <= found.length[0] <= found.steps[0]
+    assert found.longest_path.along[0] == 0
+    assert (np.diff(found.longest_path.along) > 0).all()
+    assert found.longest_path.along[-1] == found.longest_path.length[0]
+    assert found.straight[0] <= found.longest_path.length[0] <= found.steps[0]
