@@ -28,11 +28,11 @@ def main(samples: Path, estimate: Path, params: Path, package: Path | None, stag
     with task("build_report", "build_report") as record:
         run = collect_run(samples, estimate, params, package, staged)
         ended = datetime.now(UTC)
-        pages = render_report(run, ended.strftime("%Y-%m-%d %H:%M UTC"))
-        for path, html in pages.items():
-            write_bytes(Path(path), html.encode())
-            record.output(Path(path))
-        own = {"params.json": params, **{path: Path(path) for path in pages}}
+        own = {"params.json": params}
+        for path, html in render_report(run, ended.strftime("%Y-%m-%d %H:%M UTC")):
+            own[path] = Path(path)
+            write_bytes(own[path], html.encode())
+            record.output(own[path])
         nextflow = read_json(params).get("nextflow")
         write_lists(run, own, Path(), ended=ended.isoformat(timespec="seconds"), nextflow=nextflow)
 

@@ -224,7 +224,7 @@ class Folder:
         return collect_run(*self.write(), [self.path / "staged", self.path / "records"])
 
     def pages(self) -> dict[str, str]:
-        return render_report(self.collect(), WHEN)
+        return dict(render_report(self.collect(), WHEN))
 
 
 def gradient(shape: tuple[int, int, int]) -> np.ndarray:

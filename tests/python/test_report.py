@@ -433,7 +433,7 @@ def test_a_plan_has_pictures_but_no_labels(folder: Folder) -> None:
     folder.sample("s0", labels=False)
     folder.record("plan_tiles", "s0", outputs={"s0/s0.plan.json": "1" * 64})
     run = folder.collect()
-    page = Page(render_report(run, WHEN)["report.html"])
+    page = Page(dict(render_report(run, WHEN))["report.html"])
     assert "Planned: 1 sample, stopped after split" in page.text
     assert len([a for a in page.all("button") if a.get("class") == "stack"]) == 4
     assert not [a for a in page.all("img") if a.get("class") == "outlines"]
@@ -516,7 +516,7 @@ def test_changed_params_and_differing_versions_stand_out(folder: Folder) -> None
         "input": ("samples.csv", ""),
     }
     assert run.versions == {"voxelmill": ("0.1.0",), "python": ("3.11.2",), "numpy": ("2.2.0", "2.3.0")}
-    page = Page(render_report(run, WHEN)["report.html"])
+    page = Page(dict(render_report(run, WHEN))["report.html"])
     assert "2.2.0 and 2.3.0" in page.text
     assert "As by default (2)" in page.text
 

@@ -79,7 +79,7 @@ def test_without_objects_the_overview_counts_voxels(tmp_path: Path) -> None:
     run = made.collect()
     labelled = sum(row.voxels for row in run.samples[0].classes if row.value)
     assert words.overview(run) == f"1 sample segmented: {100 * labelled / 2880:.2f} % of the voxels belong to a class."
-    page = Page(render_report(run, WHEN)["report.html"])
+    page = Page(dict(render_report(run, WHEN))["report.html"])
     assert "Length" not in page.text and "Seams" not in page.text
     assert "connected components" not in page.text
 
@@ -88,11 +88,11 @@ def test_a_histogram_has_the_counts_as_areas() -> None:
     row = replace(
         object_table(OBJECTS).quantities[0],
         n=10,
-        edges=(0.0, 1.0, 2.0, 4.0),
+        edges=(1.0, 2.0, 3.0, 5.0),
         counts=(1, 0, 9),
-        median=3.0,
-        min=0.25,
-        max=3.5,
+        median=4.0,
+        min=1.25,
+        max=4.5,
         unit="",
     )
     chart = histogram(row)
@@ -101,8 +101,8 @@ def test_a_histogram_has_the_counts_as_areas() -> None:
     assert areas[1] / areas[0] == pytest.approx(9, rel=1e-2)
     assert [(x, width) for x, _, width, _ in chart.bars] == [(0, WIDTH / 4), (WIDTH / 2, WIDTH / 2)]
     assert all(y + height == pytest.approx(HEIGHT) for _, y, _, height in chart.bars)
-    assert (chart.median, chart.first, chart.last) == (0.75 * WIDTH, "0.25", "3.5")
-    assert chart.words == "Histogram: of 10, the most (9) are from 2 to 4"
+    assert (chart.median, chart.first, chart.last) == (0.75 * WIDTH, "1.25", "4.5")
+    assert chart.words == "Histogram: of 10, the most (9) are from 3 to 5"
     assert histogram(replace(row, counts=(0, 0, 0))) is None
 
 
@@ -322,7 +322,7 @@ def test_given_labels_need_no_model(folder: Folder) -> None:
         change_labels(folder, entry["id"], windows=0)
     run = folder.collect()
     assert run.model is None and run.warning_count == 0
-    page = Page(render_report(run, WHEN)["report.html"])
+    page = Page(dict(render_report(run, WHEN))["report.html"])
     assert "none, labels were given" in page.text and "Card" not in page.text
     assert "Labels or instances of all samples were given, not predicted." in page.text
     assert "nnU-Net" not in page.text and "planned" not in page.text
@@ -343,7 +343,7 @@ def test_disk_is_summed_and_its_freeing_explained(folder: Folder) -> None:
         "stitch_blocks": 3_000_000,
     }
     assert run.disk == 5_000_000
-    page = Page(render_report(run, WHEN)["report.html"])
+    page = Page(dict(render_report(run, WHEN))["report.html"])
     assert next(row for row in page.rows if row[0] == "IMPORT_IMAGE")[-1] == "2.00 MB"
     assert next(row for row in page.rows if row[0] == "PACK_MODEL")[-1] == "–"
     assert ["Work folder, at its largest", "60.0 kB", "5.00 MB"] in page.rows

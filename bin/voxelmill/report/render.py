@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -48,9 +48,6 @@ FILTERS = (
     text.significant, text.size, text.thousands, text.volume, histogram, seam_chart,
 )  # fmt: skip
 
-ReportPages = dict[str, str]
-"""Relative path -> HTML."""
-
 
 @dataclass(frozen=True)
 class Shown:
@@ -72,8 +69,8 @@ class Shown:
     files: tuple[tuple[str, str], ...] = ()
 
 
-def render_report(run: Run, generated: str) -> ReportPages:
-    """All pages of a report.
+def render_report(run: Run, generated: str) -> Iterator[tuple[str, str]]:
+    """All pages of a report, one after the other.
 
     Up to `SAMPLES_PER_FILE` samples are one file; more are an index and a page for each sample.
 
@@ -83,11 +80,11 @@ def render_report(run: Run, generated: str) -> ReportPages:
     generated : str
         Date and time to print.
 
-    Returns
-    -------
-    dict
-        ``report.html``, and ``report/<number>-<sample>.html`` where samples have their own pages. No page is larger
-        than `LARGEST_FILE`.
+    Yields
+    ------
+    path, html : str
+        ``report/<number>-<sample>.html`` where samples have their own pages, and last ``report.html``. No page is
+        larger than `LARGEST_FILE`.
     """
     environment = _environment()
     colours = class_indices(_class_values(run))
@@ -100,14 +97,13 @@ def render_report(run: Run, generated: str) -> ReportPages:
     page = environment.get_template("page.html")
     alone = len(run.samples) <= SAMPLES_PER_FILE
     budget = (LARGEST_FILE - LARGEST_TEXT) // (max(1, len(run.samples)) if alone else 1)
-    pages, shown = {}, []
+    shown = []
     for number, sample in enumerate(run.samples, 1):
         row = _show(run, sample, number, alone, colours, budget, thumbnails=len(run.samples))
         shown.append(row if alone else _without_views(row))
         if not alone and (sample.failure is None or row.views):
-            pages[row.page] = page.render(**common, shown=[row], part="sample", home="../report.html")
-    pages["report.html"] = page.render(**common, shown=shown, part="all" if alone else "index", home="")
-    return pages
+            yield row.page, page.render(**common, shown=[row], part="sample", home="../report.html")
+    yield "report.html", page.render(**common, shown=shown, part="all" if alone else "index", home="")
 
 
 def _show(
