@@ -106,7 +106,7 @@ def compare_samples(samples: Path, tables: Path, length: str, skip: bool, out: P
     units = {sample.summary["unit"] for sample in arrived}
     unit = "pixel" if units == {"pixel"} else "um"
     cohort = compare(lengths, unit, length, missing)
-    grouped = [group for group in groups_of(lengths, unit) if group.means.size]
+    grouped = [group for group in pooled(groups_of(lengths, unit)) if group.means.size]
     if grouped:
         for path in save_chart(group_chart(grouped, unit, length), out / "lengths_by_group"):
             record.output(path)
@@ -179,11 +179,12 @@ def compare(lengths: Sequence[Lengths], unit: str, length: str, missing: Sequenc
     missing : sequence of str
         Samples that did not arrive.
     """
-    groups = groups_of(lengths, unit)
+    members = groups_of(lengths, unit)
+    groups = pooled(members)
     return {
         "length": length,
         "unit": unit,
-        "groups": [_group_row(group, lengths, unit) for group in groups],
+        "groups": [_group_row(group, members[group.name]) for group in groups],
         "samples": [_sample_row(one, one.sample.summary["unit"] == unit) for one in lengths],
         "test": test_of(groups),
         "note": " ".join(notes(lengths, unit, missing)),
@@ -191,20 +192,25 @@ def compare(lengths: Sequence[Lengths], unit: str, length: str, missing: Sequenc
     }
 
 
-def groups_of(lengths: Sequence[Lengths], unit: str) -> list[GroupLengths]:
+def groups_of(lengths: Sequence[Lengths], unit: str) -> dict[str, list[Lengths]]:
     """Groups in the order in which the samplesheet names them first; samples of another unit are left out."""
     members: dict[str, list[Lengths]] = {}
     for one in lengths:
         if one.sample.group is not None and one.sample.summary["unit"] == unit:
             members.setdefault(one.sample.group, []).append(one)
+    return members
+
+
+def pooled(groups: Mapping[str, Sequence[Lengths]]) -> list[GroupLengths]:
+    """Lengths of all objects of each group, and the means of its samples."""
     return [
         GroupLengths(
             name,
-            np.concatenate([one.values for one in samples]),
-            np.array([one.values.mean() for one in samples if one.values.size]),
-            len(samples),
+            np.concatenate([one.values for one in members]),
+            np.array([one.values.mean() for one in members if one.values.size]),
+            len(members),
         )
-        for name, samples in members.items()
+        for name, members in groups.items()
     ]
 
 
@@ -309,17 +315,15 @@ def _objects(sample: Arrived) -> int:
     return int(sample.summary["objects"])
 
 
-def _group_row(group: GroupLengths, lengths: Sequence[Lengths], unit: str) -> dict[str, Any]:
-    members = [one.sample for one in lengths if one.sample.group == group.name and one.sample.summary["unit"] == unit]
+def _group_row(group: GroupLengths, members: Sequence[Lengths]) -> dict[str, Any]:
     return {
         "name": group.name,
-        "samples": [sample.id for sample in members],
-        "objects": sum(_objects(sample) for sample in members),
-        "measured": sum(int(sample.summary["measured"]) for sample in members),
-        **{
-            name: _number(rule, group.lengths)
-            for name, rule in (("mean", np.mean), ("sd", np.std), ("median", np.median))
-        },
+        "samples": [one.sample.id for one in members],
+        "objects": sum(_objects(one.sample) for one in members),
+        "measured": sum(int(one.sample.summary["measured"]) for one in members),
+        "mean": _number(np.mean, group.lengths),
+        "sd": _number(np.std, group.lengths),
+        "median": _number(np.median, group.lengths),
     }
 
 

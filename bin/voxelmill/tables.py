@@ -314,8 +314,8 @@ def long_form(table: pa.Table, schema: pa.Schema) -> pa.Table:
 class TableWriter:
     """Writes portions of rows to Parquet and, if asked, to CSV."""
 
-    def __init__(self, schema: pa.Schema, parquet: pq.ParquetWriter, text: CsvWriter | None):
-        self.schema, self._parquet, self._text = schema, parquet, text
+    def __init__(self, parquet: pq.ParquetWriter, text: CsvWriter | None):
+        self._parquet, self._text = parquet, text
         self._held: list[pa.Table] = []
 
     def write(self, table: pa.Table) -> None:
@@ -353,7 +353,7 @@ def table_writer(schema: pa.Schema, parquet: Path, text: Path | None = None) -> 
             name = stack.enter_context(atomic_path(text))
             plain = CsvWriter(stack.enter_context(open(name, "w", encoding="utf-8", newline="")), schema)
         target = stack.enter_context(pq.ParquetWriter(temporary, schema, compression="zstd"))
-        writer = TableWriter(schema, target, plain)
+        writer = TableWriter(target, plain)
         yield writer
         writer.flush()
 
@@ -370,8 +370,8 @@ def cells(column: pa.ChunkedArray) -> list[str]:
     return text
 
 
-def checked_rows(sample: str, path: Path, expected: int) -> int:
-    """Rows of a Parquet file.
+def check_rows(sample: str, path: Path, expected: int) -> None:
+    """Check the number of rows of a Parquet file.
 
     Raises
     ------
@@ -391,4 +391,3 @@ def checked_rows(sample: str, path: Path, expected: int) -> int:
             expected=f"{expected} objects",
             remedy="run again with -resume",
         )
-    return rows

@@ -6,7 +6,7 @@ Tables stream. Of every measured object about 60 bytes are held for percentiles,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +24,7 @@ from voxelmill.pictures import save_pictures
 from voxelmill.summary import Measured, read_measured, summarise
 from voxelmill.tables import (
     AXES,
-    checked_rows,
+    check_rows,
     long_form,
     measure_files,
     objects_of,
@@ -32,6 +32,7 @@ from voxelmill.tables import (
     ordered_measures,
     profiles_of,
     profiles_schema,
+    suffix,
     table_writer,
 )
 from voxelmill.task import Task
@@ -92,7 +93,7 @@ def tabulate_sample(
     """
     sample, channels = grid.sample, len(image.info.array.channels)
     linked, told = folder / f"{sample}.linked.parquet", read_json(folder / f"{sample}.linked.json")
-    checked_rows(sample, linked, told["objects"])
+    check_rows(sample, linked, told["objects"])
     measures = ordered_measures(sample, linked, measure_files(folder, sample))
 
     objects = out / f"{sample}.objects.parquet"
@@ -187,7 +188,7 @@ def axons_file(path: Path) -> Iterator[AxonsWriter]:
         writer.close()
 
 
-def rows_of(objects: Path, ids: Sequence[int] | Any) -> dict[int, dict[str, Any]]:
+def rows_of(objects: Path, ids: Collection[int]) -> dict[int, dict[str, Any]]:
     """A few rows of ``<sample>.objects.parquet`` by id."""
     table = pq.read_table(objects, filters=[("id", "in", list(ids))]) if ids else pa.table({})
     return {row["id"]: row for row in table.to_pylist()}
@@ -195,7 +196,7 @@ def rows_of(objects: Path, ids: Sequence[int] | Any) -> dict[int, dict[str, Any]
 
 def gallery_entry(key: str, row: Mapping[str, Any], length: str, unit: str) -> dict[str, Any]:
     """One object of the gallery in ``<sample>.objects.json``."""
-    end = "px" if unit == "pixel" else "um"
+    end = suffix(unit)
     return {
         "key": key,
         "id": row["id"],

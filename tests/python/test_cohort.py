@@ -135,7 +135,7 @@ def test_samples_of_several_units_and_channels(run: Run) -> None:
     assert frame.loc["b", "volume_um3"].isna().all() and frame.loc["a", "volume_px3"].isna().all()
     assert frame.loc["b", "longest_path_px"].iloc[0] == 5.0
     assert (cohort["unit"], cohort["note"]) == ("um", "Not compared, as their images have no physical size: b.")
-    assert [group["samples"] for group in cohort["groups"]] == [["a"], ["c"]]
+    assert [(group["samples"], group["mean"]) for group in cohort["groups"]] == [(["a"], 15.0), (["c"], 30.0)]
     assert [row["length_mean"] for row in cohort["samples"]] == [15.0, None, 30.0]
 
 
@@ -220,12 +220,13 @@ def test_more_groups_are_tested_together() -> None:
 
 def test_no_p_where_there_are_too_few_samples(run: Run) -> None:
     run.sample("a", [1.0, 2.0], "g")
+    run.sample("a2", [1.0], "g")
     run.sample("b", [5.0, 6.0], "h")
     run.sample("c", [7.0], "h")
     run.sample("d", [7.0], "h")
     test = run.compare()["test"]
     assert test["p"] is test["statistic"] is None
-    assert "needs 3 samples with lengths in every group; too few: g (1)." in test["note"]
+    assert "needs 3 samples with lengths in every group; too few: g (2)." in test["note"]
     assert test["effect"] == {"Cliff's delta of objects, h against g": 1.0}
 
 
@@ -307,12 +308,12 @@ def test_cliffs_delta_counts_pairs(first: list[float], second: list[float]) -> N
 
 def test_chart_of_groups(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    names = ["$a^2", "_b", "c" * 60, "d", "e", "f", "g", "one length"]
+    names = [r"$\a^$", "_b", "c" * 60, "d", "e", "f", "g", "one length"]
     groups = [GroupLengths(name, rng.gamma(3, 40, 200), rng.normal(120, 9, 3), 3) for name in names[:-1]]
     groups.append(GroupLengths(names[-1], np.full(3, 80.0), np.array([80.0]), 2))
     figure = group_chart(groups, "um")
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend[:2] == ["$a^2 (3 samples, 200 objects)", "_b (3 samples, 200 objects)"]
+    assert legend[:2] == [r"$\a^$ (3 samples, 200 objects)", "_b (3 samples, 200 objects)"]
     assert legend[2].startswith("c" * 27 + "…")
     assert legend[-1] == "one length (2 samples, 3 objects)"
     looks = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in figure.legends[0].get_lines()}
