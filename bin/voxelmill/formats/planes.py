@@ -19,7 +19,7 @@ import numpy as np
 from voxelmill.errors import WriteFailedError
 
 LEVEL = 4
-"""zlib's level: on labels two thirds of the size of level 1 for a third more time, and three times as fast as level 6."""
+"""zlib's level: labels take two thirds of level 1 for a third more time; level 6 takes three times as long."""
 
 STRIP_ROWS = 64
 STRIP_BYTES = 256 << 10
