@@ -243,6 +243,17 @@ def test_an_image_under_another_rows_number_is_refused(tmp_path: Path, skip_bad:
         checked("shifted", "a.tif", "raw/b.tif", "c.tif", "more/c.tif")
 
 
+def test_labels_under_another_rows_number_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.tif")
+        write_labels(tmp_path / f"{name}_l.tif")
+    sheet = tmp_path / "samplesheet.csv"
+    sheet.write_text("sample,image,instances\na,a.tif,a_l.tif\nb,b.tif,b_l.tif\n")
+    moved = stage(tmp_path / "moved", ["a.tif", "b_l.tif", "b.tif", "a_l.tif"], tmp_path)
+    with pytest.raises(BadDataError, match=r"'b_l\.tif' was taken for file 2, the sheet names 'a_l\.tif'"):
+        check_input(sheet, moved, SCHEMA, None, CheckOptions(), images=4)
+
+
 def test_staged_names_of_paths_and_addresses() -> None:
     for name, staged in (("../a b.tif", "a b.tif"), ("v.zarr/", "v.zarr"), ("a%20b.tif", "a%20b.tif")):
         assert is_staged_as(name, staged)
