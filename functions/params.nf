@@ -133,5 +133,6 @@ def recordedParams(values, schema, run) {
         command: (['nextflow run main.nf'] + command + ["-profile ${run.profile}"]).join(' '),
         revision: run.commitId ?: run.manifest.version,
         profile: run.profile,
+        nextflow: run.nextflow.version.toString(),
     ]))
 }
