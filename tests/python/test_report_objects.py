@@ -59,7 +59,7 @@ def test_numbers_of_objects_are_in_the_tables(folder: Folder) -> None:
     assert not any("smaller volume" in row[0] for row in page.rows if row)
     tube = next(row for row in page.rows if row[0] == "tube")
     assert tube[1] == "4"
-    assert "NaN" not in page.text and "None" not in page.text and "nan" not in page.text
+    assert not re.search(r"\b(NaN|nan|None|inf)\b", page.text)
 
 
 def test_the_overview_says_what_was_found(folder: Folder) -> None:
@@ -311,6 +311,7 @@ def test_methods_of_other_choices(folder: Folder) -> None:
     assert "components of each class in" in objects and "No object was left out for its size." in objects
     assert "were kept but not measured" in objects and "the longest single branch" in objects
     assert "coarser" not in objects
+    assert "white: longest branch." in page_of(folder).text
 
 
 def test_given_labels_need_no_model(folder: Folder) -> None:

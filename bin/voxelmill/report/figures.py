@@ -191,6 +191,7 @@ def thumbnail(
 
 def object_figure(
     title: str,
+    line: str,
     grey: np.ndarray,
     mask: np.ndarray,
     path: np.ndarray,
@@ -198,11 +199,13 @@ def object_figure(
     unit: str,
     colour: int,
 ) -> Figure:
-    """One object of the gallery: a projection with its outline and its longest path.
+    """One object of the gallery: a projection with its outline and the path that its length is measured along.
 
     Parameters
     ----------
     title : str
+    line : str
+        What the path is called.
     grey : np.ndarray
         uint8 (height, width).
     mask : np.ndarray
@@ -223,7 +226,7 @@ def object_figure(
     points = path[steps][:, ::-1] * 1000 / (grey.shape[1], grey.shape[0])
     return Figure(
         title=title,
-        alternative=f"{title} object with its outline" + (" and its longest path" if len(path) > 1 else ""),
+        alternative=f"{title} object with its outline" + (f" and its {line}" if len(path) > 1 else ""),
         grey=image,
         outlines=outlines,
         aspect=round(aspect, 6),

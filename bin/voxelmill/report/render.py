@@ -136,6 +136,7 @@ def _gallery(sample: Sample, colours: Mapping[int, int]) -> tuple[tuple[Specimen
         return ()
     arrays = _arrays(sample.gallery)
     values = {row.name: row.value for row in sample.objects.classes}
+    line = words.LENGTH_NAMES.get(sample.objects.length, "path")
     figures = []
     for shown in sample.objects.gallery:
         grey, mask, path, extent = (arrays.get(f"{shown.key}_{layer}") for layer in ("grey", "mask", "path", "extent"))
@@ -143,7 +144,8 @@ def _gallery(sample: Sample, colours: Mapping[int, int]) -> tuple[tuple[Specimen
             continue
         colour = colours.get(values.get(shown.class_name, 0), 0)
         title, size = GALLERY[shown.key], (float(extent[0]), float(extent[1]))
-        figures.append((shown, object_figure(title, grey, mask, path, size, sample.image.unit, colour)))
+        figure = object_figure(title, line, grey, mask, path, size, sample.image.unit, colour)
+        figures.append((shown, figure))
     return tuple(figures)
 
 
