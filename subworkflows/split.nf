@@ -26,11 +26,11 @@ workflow SPLIT {
     ch_predicted = IMPORT_IMAGE.out.info.filter { meta, _infos -> meta.start == 'predict' }
     PLAN_TILES(ch_predicted, packed, job.options.plan, job.code.plan_tiles)
 
-    // An image that is read in place has no store of its own: the image is it.
+    // An image that is read in place has no store of its own: the image is it. It is one file, and given labels follow it.
     ch_images = IMPORT_IMAGE.out.info
         .join(IMPORT_IMAGE.out.store, remainder: true)
         .join(ch_batches.map { meta, _entries, images, prints -> [meta, images, prints] })
-        .map { meta, infos, stores, images, prints -> [meta, infos, stores ?: images, stores ? [] : prints] }
+        .map { meta, infos, stores, images, prints -> [meta, infos, stores ?: images.take(1), stores ? [] : prints.take(1)] }
 
     ch_grids = PLAN_TILES.out.grid.mix(IMPORT_IMAGE.out.grid)
     ch_given = IMPORT_IMAGE.out.blocks.join(IMPORT_IMAGE.out.grid).flatMap { meta, blocks, _grids, rows -> byGroup(meta, blocks, rows) }
