@@ -175,7 +175,9 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
     if objects and not measured:
         told.append(f"none of the {objects} objects is measured: all touch the border of the image")
     if summary["skeleton_empty"]:
-        told.append(f"{summary['skeleton_empty']} of {measured} measured objects have no skeleton")
+        told.append(
+            f"{summary['skeleton_empty']} of {measured} measured objects have no skeleton: they count as length 0"
+        )
     if summary["reduced_resolution"]:
         told.append(
             f"{summary['reduced_resolution']} of {measured} measured objects are so large that their lengths were "

@@ -179,19 +179,25 @@ def test_objects_at_the_border_only(folder: Path) -> None:
 
 def test_object_without_a_skeleton(folder: Path) -> None:
     sample = Sample("a", BOXES)
-    lost = {"longest_path": float("nan"), "longest_branch": None, "tortuosity": float("inf"), "mean_thickness": None}
-    lost |= {"branches": 0, "skeleton_voxels": 0, "skeleton_empty": True}
-    lost |= {name: [] for name in sample.measures[0] if name.startswith("profile")}
-    sample.measures[0] |= lost
+    empty = {"longest_path": 0.0, "longest_branch": 0.0, "tortuosity": 1.0, "branches": 0, "skeleton_empty": True}
+    sample.measures[0] |= empty
     record = tabulate(sample)
+    lengths = read_json(Path("a/a.objects.json"))["quantities"][0]
+    assert (lengths["n"], lengths["min"]) == (5, 0)
+    text = "1 of 5 measured objects have no skeleton: they count as length 0"
+    assert record.warnings == [{"sample": "a", "text": text}]
+
+
+def test_measures_that_are_no_numbers_are_empty_cells(folder: Path) -> None:
+    sample = Sample("a", BOXES)
+    lost = {"longest_path": float("nan"), "longest_branch": None, "tortuosity": float("inf"), "mean_thickness": None}
+    sample.measures[0] |= lost | {name: [] for name in sample.measures[0] if name.startswith("profile")}
+    tabulate(sample)
     with open("a/a.objects.csv", encoding="utf-8") as handle:
         row = next(csv.DictReader(handle))
-    assert row["id"] == "1"
     assert [row[name] for name in ("longest_path_um", "tortuosity", "mean_thickness_um")] == ["", "", ""]
-    assert row["skeleton_empty"] == "true"
     assert json.loads(Path("a/a.axons.json").read_text())["1"] == {"volume": 102, "length": None, "profile": []}
     assert read_json(Path("a/a.objects.json"))["quantities"][0]["n"] == 4
-    assert record.warnings == [{"sample": "a", "text": "1 of 5 measured objects have no skeleton"}]
 
 
 @pytest.mark.parametrize("change", ["lost", "doubled", "foreign", "task", "order"])
