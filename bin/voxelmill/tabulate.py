@@ -180,7 +180,7 @@ def axons_file(path: Path) -> Iterator[AxonsWriter]:
     """JSON of lengths and profiles.
 
     ``{"<id>": {"volume": voxels, "length": metres, "profile": [raw values of channel 0 along the path]}}``. A length is
-    null where there are no metres, as in an image without physical size. The profile is that of the longest path.
+    null where there are no metres, as in an image without physical size.
     """
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
         writer = AxonsWriter(handle)
