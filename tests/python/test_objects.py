@@ -26,7 +26,7 @@ from scipy import ndimage
 from assembled import BY_CLASS, KEEP_ALL, Objects, find_objects, label_all, make_grid, relabel_all, write_blocks
 from conftest import ROOT
 from voxelmill import link
-from voxelmill.components import BACKWARD, Joining, measure_shard
+from voxelmill.components import BACKWARD, Joining, label_shard, measure_shard
 from voxelmill.errors import TemporaryError, UsageError
 from voxelmill.files import read_json
 from voxelmill.image import ArrayLocation, ImageInfo, Intensity, whole
@@ -291,7 +291,7 @@ def test_only_the_foreground_is_read(tmp_path: Path) -> None:
     labels = np.zeros((70, 20, 20), np.uint8)
     labels[66:68, 5:9, 3:20] = 1
     grid = make_grid(labels, shard=(70, 20, 20), blocks=1)
-    labelling = find_labelling(labels)
+    labelling = label_shard(labels, grid, BY_CLASS)
     asked = []
 
     def read(channel: int, box: Any) -> np.ndarray:
@@ -300,12 +300,6 @@ def test_only_the_foreground_is_read(tmp_path: Path) -> None:
 
     measure_shard(labels, labelling, whole(labels.shape), grid, BY_CLASS, read, 1)
     assert asked == [((66, 68), (5, 9), (3, 20))]
-
-
-def find_labelling(labels: np.ndarray) -> Any:
-    from voxelmill.components import label_shard
-
-    return label_shard(labels, make_grid(labels, shard=labels.shape, blocks=1), BY_CLASS)
 
 
 def rods(lengths: list[int]) -> np.ndarray:
