@@ -318,7 +318,7 @@ def read_crops(source: Source, objects: Objects, limit: int, progress: Progress)
         labels = source.read_labels(box)
         skeletons = []
         for k in members:
-            mask = labels[slices(objects.boxes[k] - corner[:, None])] == objects.ids[k]
+            mask = labels[slices(objects.boxes[k] - corner[:, None])] == int(objects.ids[k])
             check_voxels(source.grid.sample, objects, k, int(np.count_nonzero(mask)))
             skeletons.append(skeletonize(mask, source.grid.spacing, source.flat))
         del labels
@@ -465,7 +465,7 @@ def coarse_measures(source: Source, one: Objects, factor: int) -> pa.Table:
     step = -(-TILE // factor) * factor
     count = 0
     for tile in cut_box(as_box(box), (step,) * 3):
-        mask = source.read_labels(tile) == one.ids[0]
+        mask = source.read_labels(tile) == int(one.ids[0])
         count += int(np.count_nonzero(mask))
         corner = (np.array(tile)[:, 0] - box[:, 0]) // factor
         pooled = pool(mask, factor)
