@@ -35,7 +35,7 @@ workflow {
             link: flags(values, ['components_of', 'connectivity', 'min_object_voxels', 'min_object_volume', 'border_objects', 'memory_budget']),
             measure: flags(values, ['length', 'memory_budget']),
             tabulate: flags(values, ['length']),
-            compare: flags(values, ['length']),
+            compare: flags(values, ['length', 'on_bad_sample']),
             export: flags(values, ['export', 'label_values', 'memory_budget']),
         ],
         code: [:].withDefault { script -> codeDigest(file("${projectDir}/bin"), script) },

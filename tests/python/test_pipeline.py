@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -95,6 +96,56 @@ def test_nuclei_agree_with_nnunet(shared_data: Path, tmp_path: Path) -> None:
     published = {row["path"]: row["sha256"] for row in outputs}
     assert {"report.html", "nuc_d/labels.ome.zarr", "nuc_d/nuc_d.labels.json"} <= set(published)
     assert published == {path: sha256_tree(results / path) for path in published}
+
+
+def test_given_labels_become_objects_without_a_model(tmp_path: Path) -> None:
+    """Images that are read in place, one with classes, one with objects; an object is dust, another at the border."""
+    image = np.random.default_rng(0).integers(1000, 2000, (40, 64, 72)).astype(np.uint16)
+    labels = np.zeros(image.shape, np.uint8)
+    labels[10:20, 10:60, 30:40] = 1
+    labels[20:30, 40:50, 30:70] = 2
+    labels[5, 5, 5:8] = 1
+    labels[30:40, 5:15, 5:15] = 1
+    ids = np.select([labels == 2, labels == 1], [70_000, 9]).astype(np.uint32)
+    for name, array in (("image", image), ("classes", labels), ("ids", ids)):
+        scale = [{"type": "scale", "scale": [2.0, 1.0, 1.0]}]
+        axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"]
+        images = [{"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}]
+        group = zarr.open_group(str(tmp_path / f"{name}.zarr"), mode="w")
+        group.attrs["ome"] = {"version": "0.5", "multiscales": images}
+        # a chunk of the fill value would not be written
+        settings = {"shape": array.shape, "dtype": array.dtype, "chunks": (16, 32, 32), "fill_value": 200}
+        group.create_array("0", **settings)[:] = array
+    rows = ["a,image.zarr,classes.zarr,", "b,image.zarr,,ids.zarr"]
+    (tmp_path / "samples.csv").write_text("\n".join(["sample,image,semantic,instances", *rows]) + "\n")
+    rules = ("--min_object_voxels", "10", "--border_objects", "keep", "--export", "tiff", "--shard_size", "32")
+    finished(tmp_path, "--input", "samples.csv", *rules)
+
+    results = tmp_path / "results"
+    expected = {"a": cc3d.dust(cc3d.connected_components(labels), 10), "b": ids}
+    expected["a"] = np.searchsorted(np.unique(expected["a"]), expected["a"])
+    for sample, wanted in expected.items():
+        found = zarr.open_array(str(results / sample / "labels.ome.zarr"), path="instances/0", mode="r")[:]
+        np.testing.assert_array_equal(found, wanted)
+        np.testing.assert_array_equal(tifffile.imread(results / sample / f"{sample}.label_instances.tif"), wanted)
+        numbers = [int(n) for n in np.unique(wanted) if n]
+        with open(results / sample / f"{sample}.objects.csv", newline="") as handle:
+            rows_found = list(csv.DictReader(handle))
+        assert [int(row["id"]) for row in rows_found] == numbers
+        for number, row in zip(numbers, rows_found, strict=True):
+            mask = wanted == number
+            assert int(row["voxels"]) == mask.sum()
+            assert float(row["volume_um3"]) == 2 * mask.sum()
+            assert float(row["mean_c0"]) == pytest.approx(image[mask].mean())
+            at_border = bool(mask[-1].any())
+            assert (row["touches_border"], row["measured"]) == (("true", "false") if at_border else ("false", "true"))
+            assert (row["longest_path_um"] == "") == at_border
+    with open(results / "objects.csv", newline="") as handle:
+        assert [row["sample"] for row in csv.DictReader(handle)] == ["a"] * 3 + ["b"] * 2
+    script = [sys.executable, ROOT / "bin" / "verify_outputs.py", results]
+    assert subprocess.run(script, check=False).returncode == 0
+    (results / "b" / "b.objects.csv").write_text("id\n")
+    assert subprocess.run(script, check=False, capture_output=True).returncode == 65
 
 
 def test_same_bytes_after_a_kill_as_in_one_process(shared_data: Path, tmp_path: Path) -> None:
