@@ -37,7 +37,8 @@ def seam_ratios(array: zarr.Array, cuts: Sequence[Sequence[int]], shard: Sequenc
     list of dict
         Per axis ``axis`` (``z``, ``y``, ``x``), ``cuts`` (borders between blocks), ``rate`` and ``reference`` (changes
         per voxel at them and half a block away), and ``ratio``; each None where there is no border, the ratio also
-        where nothing changes inside the blocks.
+        where nothing changes inside the blocks. ``chance`` is how far from one the ratio may be by chance: twice its
+        standard error, from the planes inside the blocks; None where these are less than three.
     """
     return [seam_ratio(array, axis, borders, shard) for axis, borders in enumerate(cuts)]
 
@@ -58,7 +59,15 @@ def seam_ratio(array: zarr.Array, axis: int, borders: Sequence[int], shard: Sequ
         "rate": at / voxels if voxels else None,
         "reference": beside / voxels if voxels else None,
         "ratio": at / beside if beside else None,
+        "chance": chance([seen[plane] for plane in between], len(inner)) if beside else None,
     }
+
+
+def chance(inside: Sequence[int], n_borders: int) -> float | None:
+    """Twice the standard error of a ratio of means over borders and over planes inside the blocks."""
+    if len(inside) < 3:
+        return None
+    return float(2 * np.std(inside, ddof=1) / np.mean(inside) * np.sqrt(1 / n_borders + 1 / len(inside)))
 
 
 def middle(start: int, stop: int, side: int) -> int:

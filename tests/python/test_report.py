@@ -201,7 +201,7 @@ def test_one_file_shows_everything(folder: Folder, number: int) -> None:
     assert list(pages) == ["report.html"]
     page = Page(pages["report.html"])
     for text in (
-        "1 warning", "abc123", "nextflow run main.nf", "Dataset001_Tubes, 3d_fullres", "Predicted oncpu",
+        "1 warning", "abc123", "nextflow run main.nf", "Dataset001_Tubes 3d_fullres", "Predicted oncpu",
         "6 × 20 × 24", "2 × 1 × 1 µm", "OME-XML", "OME-TIFF, uint16", "c" * 64, "5" * 64, "Finds ", "CC BY 4.0",
         "PREDICT_TILES", "2.00 GB", "50.0 s" if number == 1 else "2 min 30 s", "far from the model", "2.2.0",
         "Slice z 3 of 6", "Slice y 10 of 20", "Slice x 12 of 24", "Maximum along z", "ZScoreNormalization",

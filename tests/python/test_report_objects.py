@@ -167,8 +167,8 @@ def test_a_sample_without_objects_has_no_empty_parts(folder: Folder) -> None:
     assert "Histogram" not in page.text and not page.all("polyline")
 
 
-def seam(axis: str, cuts: int, ratio: float | None) -> Seam:
-    return Seam(axis, cuts, None if ratio is None else 0.01 * ratio, 0.01, ratio)
+def seam(axis: str, cuts: int, ratio: float | None, chance: float | None = 0.02) -> Seam:
+    return Seam(axis, cuts, None if ratio is None else 0.01 * ratio, 0.01, ratio, chance)
 
 
 def test_seams_are_drawn_around_one() -> None:
@@ -192,6 +192,9 @@ def test_seams_are_drawn_around_one() -> None:
             "Labels change across the planes where blocks meet along z 20 % more often",
         ),
         ([("z", 1, 0.9)], "Labels change across the planes where blocks meet along z 10 % less often"),
+        ([("z", 4, 1.2, 0.3)], "Labels change across the planes where blocks meet as often as elsewhere"),
+        ([("z", 1, 1.2, None), ("y", 4, 1.2, 0.3)], "There are too few planes"),
+        ([("z", 1, 1.2, None), ("y", 4, 1.2, 0.1)], "Labels change across the planes where blocks meet along y 20 %"),
     ],
 )
 def test_seams_are_explained(seams: list[tuple], start: str) -> None:
@@ -199,8 +202,9 @@ def test_seams_are_explained(seams: list[tuple], start: str) -> None:
 
 
 def test_seams_are_shown_where_they_were_measured(folder: Folder) -> None:
-    rows = [{"axis": "z", "cuts": 0, "rate": None, "reference": 0.1, "ratio": None}]
-    change_labels(folder, "s0", seams=[*rows, {"axis": "x", "cuts": 3, "rate": 0.2, "reference": 0.1, "ratio": 2.0}])
+    rows = [{"axis": "z", "cuts": 0, "rate": None, "reference": 0.1, "ratio": None, "chance": None}]
+    seen = {"axis": "x", "cuts": 3, "rate": 0.2, "reference": 0.1, "ratio": 2.0, "chance": 0.5}
+    change_labels(folder, "s0", seams=[*rows, seen])
     change_labels(folder, "s1", seams=rows)
     page = page_of(folder)
     assert ["x", "3", "2", ""] in page.rows
@@ -397,7 +401,7 @@ def test_headings_are_in_order_and_everything_has_a_name(folder: Folder, number:
     for index in range(2, number):
         folder.sample(f"s{index}")
         folder.objects(f"s{index}")
-    change_labels(folder, "s0", seams=[{"axis": "x", "cuts": 3, "rate": 0.2, "reference": 0.1, "ratio": 2.0}])
+    change_labels(folder, "s0", seams=[{"axis": "x", "cuts": 3, "rate": 0.2, "reference": 0.1, "ratio": 2.0, "chance": 0.5}])
     pages = folder.pages()
     assert len(pages) == (1 if number == 2 else 24)
     for html in pages.values():

@@ -44,12 +44,14 @@ def test_rates_are_those_of_the_whole_array(tmp_path, texture):
         at = [changed(texture, axis, plane) for plane in inner]
         half = [changed(texture, axis, plane) for plane in middles[axis]]
         beside = [(a + b) / 2 for a, b in itertools.pairwise(half)]
+        error = np.std(half, ddof=1) * np.sqrt(1 / len(inner) + 1 / len(half)) / np.mean(half)
         assert row == {
             "axis": "zyx"[axis],
             "cuts": len(inner),
             "rate": pytest.approx(sum(at) / len(inner) / area),
             "reference": pytest.approx(sum(beside) / len(inner) / area),
             "ratio": pytest.approx(sum(at) / sum(beside)),
+            "chance": pytest.approx(2 * error),
         }
 
 
@@ -67,6 +69,7 @@ def test_a_shifted_block_shows_on_its_axis(tmp_path, texture, axis):
     for row in seam_ratios(stored(tmp_path, broken), CUTS, SHARD):
         if row["axis"] == "zyx"[axis]:
             assert row["ratio"] > 1.5
+            assert row["ratio"] - 1 > row["chance"]
         else:
             assert row["ratio"] < 1.3
 
@@ -83,7 +86,13 @@ def test_without_borders_there_is_no_ratio(tmp_path):
     rows = seam_ratios(
         stored(tmp_path, np.ones((1, 40, 64), np.uint8), (1, 64, 64)), ((0, 1), (0, 40), (0, 64)), (1, 64, 64)
     )
-    assert [(row["cuts"], row["rate"], row["reference"], row["ratio"]) for row in rows] == [(0, None, None, None)] * 3
+    nothing = {"cuts": 0, "rate": None, "reference": None, "ratio": None, "chance": None}
+    assert rows == [{"axis": axis, **nothing} for axis in "zyx"]
+
+
+def test_one_border_cannot_tell_chance(tmp_path, texture):
+    rows = seam_ratios(stored(tmp_path, texture), ((0, 32, 96), (0, 160), (0, 224)), SHARD)
+    assert rows[0]["ratio"] is not None and rows[0]["chance"] is None
 
 
 def test_an_empty_mask_has_rates_and_no_ratio(tmp_path):

@@ -22,7 +22,7 @@ GALLERY = {"largest": "Largest", "median": "Median", "smallest": "Smallest", "mo
 """Keys of the gallery -> captions."""
 
 BAND = 0.05
-"""How far a seam's ratio may be from 1 before the report points at it."""
+"""How far a seam's ratio may be from 1 without a second look."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,10 @@ class ObjectTable:
 
 @dataclass(frozen=True)
 class Seam:
-    """Changes of the labels across the planes where blocks meet on one axis, beside those across other planes.
+    """Changes of the labels across the planes where blocks meet on one axis, beside those half a block away.
 
     ``rate`` and ``reference`` are shares of the voxel pairs whose labels differ; ``ratio`` is None where none do.
+    ``chance`` is how far from 1 it may be by chance, None where too few planes tell.
     """
 
     axis: str
@@ -138,10 +139,17 @@ class Seam:
     rate: float | None
     reference: float | None
     ratio: float | None
+    chance: float | None
 
     @property
     def visible(self) -> bool:
-        return self.ratio is not None and abs(self.ratio - 1) > BAND
+        """Whether blocks can be seen in the labels."""
+        return self.ratio is not None and self.chance is not None and abs(self.ratio - 1) > max(BAND, self.chance)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the ratio is far from 1 and nothing tells whether by chance."""
+        return self.ratio is not None and self.chance is None and abs(self.ratio - 1) > BAND
 
 
 @dataclass(frozen=True)
@@ -210,7 +218,9 @@ def object_table(value: Mapping[str, Any]) -> ObjectTable:
 
 def seams(rows: Iterable[Mapping[str, Any]]) -> tuple[Seam, ...]:
     """``seams`` of a ``labels.json``."""
-    return tuple(Seam(row["axis"], row["cuts"], row["rate"], row["reference"], row["ratio"]) for row in rows)
+    return tuple(
+        Seam(row["axis"], row["cuts"], row["rate"], row["reference"], row["ratio"], row["chance"]) for row in rows
+    )
 
 
 def cohort(value: Mapping[str, Any]) -> Cohort:

@@ -124,6 +124,8 @@ def seam_sentence(seams: Sequence[Seam]) -> str:
     if all(seam.ratio is None for seam in cut):
         return "Not measured: no label changes near the planes where blocks meet."
     visible = [seam for seam in cut if seam.visible]
+    if not visible and any(seam.undecided for seam in cut):
+        return "There are too few planes where blocks meet to tell a trace of cutting from chance."
     if not visible:
         return "Labels change across the planes where blocks meet as often as elsewhere: cutting left no trace."
     told = [
@@ -132,8 +134,8 @@ def seam_sentence(seams: Sequence[Seam]) -> str:
         if seam.ratio is not None
     ]
     return (
-        f"Labels change across the planes where blocks meet {listed(told)} than elsewhere. With few planes or few "
-        "objects chance alone does this. Look at the slices near these planes before you trust lengths across them."
+        f"Labels change across the planes where blocks meet {listed(told)} than elsewhere, and that is more "
+        "than chance. Look at the slices near these planes before you trust lengths across them."
     )
 
 
