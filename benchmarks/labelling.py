@@ -223,11 +223,11 @@ def out_of_core(work: Path, mask: Path, variant: int) -> tuple[Callable[[], Any]
     import zarr
 
     from assembled import BY_CLASS, KEEP_ALL
-    from voxelmill.components import label_block
     from voxelmill.grid import LabelGrid
     from voxelmill.image import ArrayLocation, ImageInfo, StoredImage, slices
-    from voxelmill.link import link_sample
-    from voxelmill.relabel import relabel_block
+    from voxelmill.objects.components import label_block
+    from voxelmill.objects.link import link_sample
+    from voxelmill.objects.relabel import relabel_block
 
     grid = LabelGrid.load(work / "s.grid.json")
     image = None
@@ -289,7 +289,7 @@ def link_only(work: Path, joined: bool, count: int) -> tuple[Callable[[], Any], 
 
     from assembled import BY_CLASS, KEEP_ALL
     from voxelmill.grid import LabelGrid
-    from voxelmill.link import Parts, link_sample
+    from voxelmill.objects.link import Parts, link_sample
 
     grid = LabelGrid.load(work / "s.grid.json")
     objects = {"components": Parts(grid, work, BY_CLASS, 0).components}

@@ -193,7 +193,7 @@ def by_ours(here: Path, number: int) -> Result:
     use_library()
     import pyarrow.parquet as pq
 
-    from voxelmill.measure import compile_loops, measure_task
+    from voxelmill.objects.measure import compile_loops, measure_task
     from voxelmill.task import Task
 
     def measure(task: int, last: int) -> Path:

@@ -17,7 +17,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--on-bad-sample", default="stop", type=click.Choice(["stop", "skip"]))
 def main(samples: Path, tables: Path, length: str, on_bad_sample: str) -> None:
     with task("compare_samples", "compare_samples") as record:
-        from voxelmill.cohort import compare_samples
+        from voxelmill.objects.cohort import compare_samples
 
         compare_samples(samples, tables, length, on_bad_sample == "skip", Path(), record)
 

@@ -15,7 +15,7 @@ from voxelmill.task import task
 @click.option("--components-of", type=click.Choice(["class", "foreground"]), default="class")
 def main(batch: str, group: int, connectivity: str, components_of: str) -> None:
     with task("label_blocks", batch, str(group)) as record:
-        from voxelmill.components import Joining, label_group
+        from voxelmill.objects.components import Joining, label_group
 
         label_group(batch, group, Path(), Joining(int(connectivity), components_of), record)
 

@@ -26,8 +26,8 @@ def main(
     memory_budget: int,
 ) -> None:
     with task("link_objects", batch) as record:
-        from voxelmill.components import Joining
-        from voxelmill.link import Filters, link_batch
+        from voxelmill.objects.components import Joining
+        from voxelmill.objects.link import Filters, link_batch
 
         joining = Joining(int(connectivity), components_of)
         filters = Filters(min_object_voxels, min_object_volume, border_objects)

@@ -16,7 +16,7 @@ from voxelmill.task import task
 @click.option("--memory-budget", type=int, default=4_000_000_000, help="Bytes.")
 def main(batch: str, number: int, samples: str, length: str, memory_budget: int) -> None:
     with task("measure_objects", batch, str(number)) as record:
-        from voxelmill.measure import measure_task
+        from voxelmill.objects.measure import measure_task
 
         measure_task(batch, number, samples.split(","), Path(), length, memory_budget, record)
 

@@ -15,8 +15,8 @@ from voxelmill.task import task
 @click.option("--components-of", type=click.Choice(["class", "foreground"]), default="class")
 def main(batch: str, group: int, connectivity: str, components_of: str) -> None:
     with task("relabel_blocks", batch, str(group)) as record:
-        from voxelmill.components import Joining
-        from voxelmill.relabel import relabel_group
+        from voxelmill.objects.components import Joining
+        from voxelmill.objects.relabel import relabel_group
 
         relabel_group(batch, group, Path(), Joining(int(connectivity), components_of), record)
 

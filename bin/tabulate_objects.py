@@ -14,7 +14,7 @@ from voxelmill.task import task
 @click.option("--length", default="longest_path", type=click.Choice(["longest_path", "longest_branch"]))
 def main(batch: str, samples: str, length: str) -> None:
     with task("tabulate_objects", batch) as record:
-        from voxelmill.tabulate import tabulate_batch
+        from voxelmill.objects.tabulate import tabulate_batch
 
         tabulate_batch(samples.split(","), length, Path(), record)
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
-from voxelmill.components import Joining, label_block
 from voxelmill.files import write_json
 from voxelmill.grid import SEMANTIC, LabelGrid, label_dtype
 from voxelmill.image import Box, slices
-from voxelmill.link import Filters, link_sample
-from voxelmill.relabel import relabel_block
+from voxelmill.objects.components import Joining, label_block
+from voxelmill.objects.link import Filters, link_sample
+from voxelmill.objects.relabel import relabel_block
 from voxelmill.store import create_label_levels, write_label_shard
 
 BY_CLASS = Joining()

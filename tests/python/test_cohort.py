@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from voxelmill import charts, tables
-from voxelmill.charts import PALETTE, GroupLengths, group_chart, save_chart
-from voxelmill.cohort import cliffs_delta, compare_samples, test_of
 from voxelmill.errors import TemporaryError
 from voxelmill.files import read_json, write_json
-from voxelmill.tables import objects_schema, table_writer
+from voxelmill.objects import charts, tables
+from voxelmill.objects.charts import PALETTE, GroupLengths, group_chart, save_chart
+from voxelmill.objects.cohort import cliffs_delta, compare_samples, test_of
+from voxelmill.objects.tables import objects_schema, table_writer
 from voxelmill.task import Task
 
 ROOT = Path(__file__).resolve().parents[2]

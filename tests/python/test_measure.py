@@ -16,10 +16,10 @@ from skimage.measure import block_reduce
 from skimage.morphology import skeletonize as lee
 
 from tubes import stage, tube, volume
-from voxelmill import measure
 from voxelmill.errors import TemporaryError
-from voxelmill.measure import measure_task, measures_schema, pool, shared_reads
-from voxelmill.skeleton import paths, skeletonize
+from voxelmill.objects import measure
+from voxelmill.objects.measure import measure_task, measures_schema, pool, shared_reads
+from voxelmill.objects.skeleton import paths, skeletonize
 from voxelmill.task import Task
 
 SPACING = (2.0, 1.0, 1.0)

@@ -25,12 +25,12 @@ from scipy import ndimage
 
 from assembled import BY_CLASS, KEEP_ALL, Objects, find_objects, label_all, make_grid, relabel_all, write_blocks
 from conftest import ROOT
-from voxelmill import link
-from voxelmill.components import BACKWARD, Joining, label_shard, measure_shard
 from voxelmill.errors import TemporaryError, UsageError
 from voxelmill.files import read_json
 from voxelmill.image import ArrayLocation, ImageInfo, Intensity, whole
-from voxelmill.link import Filters, id_type, link_sample, pack
+from voxelmill.objects import link
+from voxelmill.objects.components import BACKWARD, Joining, label_shard, measure_shard
+from voxelmill.objects.link import Filters, id_type, link_sample, pack
 from voxelmill.rows import BlockRow, MeasureRow, write_rows
 from voxelmill.store import create_array
 

@@ -401,7 +401,9 @@ def test_headings_are_in_order_and_everything_has_a_name(folder: Folder, number:
     for index in range(2, number):
         folder.sample(f"s{index}")
         folder.objects(f"s{index}")
-    change_labels(folder, "s0", seams=[{"axis": "x", "cuts": 3, "rate": 0.2, "reference": 0.1, "ratio": 2.0, "chance": 0.5}])
+    change_labels(
+        folder, "s0", seams=[{"axis": "x", "cuts": 3, "rate": 0.2, "reference": 0.1, "ratio": 2.0, "chance": 0.5}]
+    )
     pages = folder.pages()
     assert len(pages) == (1 if number == 2 else 24)
     for html in pages.values():

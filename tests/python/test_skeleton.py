@@ -12,7 +12,18 @@ from scipy.sparse.csgraph import shortest_path
 from skimage.morphology import skeletonize as lee
 
 from tubes import tube
-from voxelmill.skeleton import Edges, Paths, Skeleton, branches, connect, diameters, paths, skeletonize, smooth, walk
+from voxelmill.objects.skeleton import (
+    Edges,
+    Paths,
+    Skeleton,
+    branches,
+    connect,
+    diameters,
+    paths,
+    skeletonize,
+    smooth,
+    walk,
+)
 
 CUBIC = (1.0, 1.0, 1.0)
 TALL = (3.0, 1.0, 1.0)

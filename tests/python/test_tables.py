@@ -23,14 +23,15 @@ from scipy.stats import ecdf
 from seaborn._statistics import KDE
 
 from objects import CLASSES, Sample
-from voxelmill import __version__, charts, gallery, tables
-from voxelmill.charts import cumulative, density, length_chart, save_chart
+from voxelmill import __version__
 from voxelmill.errors import InputMissingError, TemporaryError
 from voxelmill.files import read_json
-from voxelmill.gallery import choose, grey_levels
-from voxelmill.summary import describe
-from voxelmill.tables import Rows, cells, stream, table_writer, union_schema
-from voxelmill.tabulate import tabulate_batch
+from voxelmill.objects import charts, gallery, tables
+from voxelmill.objects.charts import cumulative, density, length_chart, save_chart
+from voxelmill.objects.gallery import choose, grey_levels
+from voxelmill.objects.summary import describe
+from voxelmill.objects.tables import Rows, cells, stream, table_writer, union_schema
+from voxelmill.objects.tabulate import tabulate_batch
 from voxelmill.task import Task
 
 ROOT = Path(__file__).resolve().parents[2]

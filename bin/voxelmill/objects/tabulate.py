@@ -15,14 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from voxelmill.charts import length_chart, save_chart
 from voxelmill.files import atomic_path, read_json, write_json
-from voxelmill.gallery import choose, gallery, instance_labels
 from voxelmill.grid import LabelGrid
 from voxelmill.image import StoredImage, staged_image
-from voxelmill.pictures import save_pictures
-from voxelmill.summary import Measured, read_measured, summarise
-from voxelmill.tables import (
+from voxelmill.objects.charts import length_chart, save_chart
+from voxelmill.objects.gallery import choose, gallery, instance_labels
+from voxelmill.objects.summary import Measured, read_measured, summarise
+from voxelmill.objects.tables import (
     AXES,
     check_rows,
     long_form,
@@ -35,6 +34,7 @@ from voxelmill.tables import (
     suffix,
     table_writer,
 )
+from voxelmill.pictures import save_pictures
 from voxelmill.task import Task
 
 UM_PER_M = 1e6

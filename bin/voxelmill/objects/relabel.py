@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from voxelmill.archive import Archive
-from voxelmill.components import Joining, label_shard, open_block
 from voxelmill.errors import TemporaryError
 from voxelmill.files import read_json, write_json
 from voxelmill.grid import LabelGrid
+from voxelmill.objects.components import Joining, label_shard, open_block
 from voxelmill.rows import BlockRow, read_rows
 from voxelmill.store import create_label_levels, write_label_shard
 from voxelmill.task import Task

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxelmill.grid import LabelGrid
-from voxelmill.tables import stream, suffix
+from voxelmill.objects.tables import stream, suffix
 
 BINS = 50
 """Most bins of a histogram."""

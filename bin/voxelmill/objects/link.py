@@ -22,7 +22,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from voxelmill.archive import Archive, create_archive
-from voxelmill.components import (
+from voxelmill.errors import UsageError
+from voxelmill.files import atomic_path, write_json
+from voxelmill.grid import INSTANCES, LabelGrid
+from voxelmill.image import ImageInfo
+from voxelmill.objects.components import (
     Joining,
     common_face,
     contact,
@@ -33,10 +37,6 @@ from voxelmill.components import (
     row_type,
     touching,
 )
-from voxelmill.errors import UsageError
-from voxelmill.files import atomic_path, write_json
-from voxelmill.grid import INSTANCES, LabelGrid
-from voxelmill.image import ImageInfo
 from voxelmill.rows import MeasureRow, write_rows
 from voxelmill.task import Task
 

@@ -23,8 +23,8 @@ from voxelmill.errors import TemporaryError
 from voxelmill.files import atomic_path
 from voxelmill.grid import LabelGrid
 from voxelmill.image import Box, StoredImage, cut_box, slices, staged_image
+from voxelmill.objects.skeleton import Skeleton, Traced, paths, skeletonize
 from voxelmill.rows import MeasureRow, read_rows
-from voxelmill.skeleton import Skeleton, Traced, paths, skeletonize
 from voxelmill.store import CHUNK
 from voxelmill.task import Task
 

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.stats import kruskal, mannwhitneyu
 
-from voxelmill.charts import GroupLengths, group_chart, save_chart
 from voxelmill.errors import TemporaryError
 from voxelmill.files import read_json, write_json
-from voxelmill.tables import TableWriter, objects_schema, stream, suffix, table_writer, union_schema
+from voxelmill.objects.charts import GroupLengths, group_chart, save_chart
+from voxelmill.objects.tables import TableWriter, objects_schema, stream, suffix, table_writer, union_schema
 from voxelmill.task import Task
 
 LEAST_SAMPLES = 3

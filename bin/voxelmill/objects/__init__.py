@@ -1,0 +1,1 @@
+"""Objects: found, linked across blocks, measured, put into tables and compared."""
