@@ -48,7 +48,7 @@ class Chain:
 
     def plan(self, *options: str) -> None:
         self._script("plan_tiles", "--batch", SAMPLE, "--package", self.package, *options, f"{SAMPLE}.image.json")
-        for name in (f"{SAMPLE}.plan.json", f"{SAMPLE}.tiles.csv", f"{SAMPLE}.blocks.csv"):
+        for name in (f"{SAMPLE}.{kind}" for kind in ("plan.json", "grid.json", "tiles.csv", "blocks.csv")):
             self._link(self.folder / SAMPLE / name, self.folder / name)
 
     def predict(self, environment: Mapping[str, str] | None = None, workers: int = 1) -> None:
@@ -66,7 +66,7 @@ class Chain:
         self._link_all("*.piece")
 
     def assemble(self) -> None:
-        """Stitch, compose and report."""
+        """Stitch, compose and report: what `--stop_after predict` does."""
         for group in sorted({int(row["group"]) for row in self.rows("blocks")}):
             self._script("stitch_blocks", "--batch", SAMPLE, "--group", str(group))
         self._link_all("*.b*.zarr")
@@ -74,7 +74,7 @@ class Chain:
         for path in self.folder.glob(f"{SAMPLE}/*.*"):
             if path.suffix in (".json", ".npz"):
                 self._link(path, self.folder / "staged" / path.name)
-        (self.folder / "params.json").write_text(json.dumps({"params": {}, "defaults": {}}))
+        (self.folder / "params.json").write_text(json.dumps({"params": {"stop_after": "predict"}, "defaults": {}}))
         self._script(
             "build_report",
             *("--samples", "check/samples.json", "--estimate", "check/estimate.json", "--params", "params.json"),
