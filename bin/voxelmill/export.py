@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from voxelmill.errors import WRITE_FAILED, BadDataError, TemporaryError, WriteFailedError, code_of
+from voxelmill.errors import WRITE_FAILED, BadDataError, WriteFailedError, code_of
 from voxelmill.files import atomic_path
 from voxelmill.formats.nifti_writer import Forms, NiftiWriter
 from voxelmill.formats.planes import STRIP_ROWS, PlaneWriter, Spool
 from voxelmill.formats.tiff_writer import TiffWriter
 from voxelmill.grid import INSTANCES, LabelGrid
-from voxelmill.image import Box, ImageInfo, cut_box, slices, whole
-from voxelmill.store import CHUNK
+from voxelmill.image import Box, ImageInfo, cut_box, whole
+from voxelmill.store import CHUNK, read_labels
 from voxelmill.task import Task
 
 AUTO, TIFF, NIFTI, NONE = "auto", "tiff", "nifti", "none"
@@ -253,28 +253,6 @@ def slabs(array: zarr.Array, memory_budget: int) -> list[Box]:
 def bands(array: zarr.Array, memory_budget: int) -> list[Box]:
     """Boxes of at most 64 rows that fill an array."""
     return [band for slab in slabs(array, memory_budget) for band in cut_box(slab, (CHUNK, STRIP_ROWS, array.shape[2]))]
-
-
-def read_labels(array: zarr.Array, box: Box, sample: str) -> np.ndarray:
-    """Labels (z, y, x) of a box; TemporaryError where they are damaged or were never written."""
-    try:
-        labels = np.asarray(array[slices(box)])
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise damaged(sample, f"cannot be decoded: {error}") from error
-    if (labels == array.fill_value).any():
-        raise damaged(sample, f"were never written in planes {box[0][0]} to {box[0][1] - 1}")
-    return labels
-
-
-def damaged(sample: str, found: str) -> TemporaryError:
-    return TemporaryError(
-        f"labels {found}",
-        sample=sample,
-        file="labels.ome.zarr",
-        remedy="delete the work folder of the COMPOSE_STORE task of this sample, then -resume",
-    )
 
 
 def export_batch(

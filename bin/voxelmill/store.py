@@ -16,6 +16,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
+from voxelmill.errors import TemporaryError
 from voxelmill.image import Box, slices
 
 zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
@@ -140,3 +141,25 @@ def multiscales(
 def write_group(path: Path, ome: dict[str, Any]) -> None:
     """Create a Zarr group with NGFF 0.5 attributes; what lies below it is left alone."""
     zarr.open_group(str(path), mode="a").attrs["ome"] = {"version": "0.5", **ome}
+
+
+def read_labels(array: zarr.Array, box: Box, sample: str) -> np.ndarray:
+    """Labels (z, y, x) of a box of a sample's label store; TemporaryError where they are damaged or never written."""
+    try:
+        labels = np.asarray(array[slices(box)])
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise damaged_labels(sample, f"a chunk of the labels cannot be decoded: {error}") from error
+    if (labels == array.fill_value).any():
+        raise damaged_labels(sample, f"labels were never written in planes {box[0][0]} to {box[0][1] - 1}")
+    return labels
+
+
+def damaged_labels(sample: str, found: str) -> TemporaryError:
+    return TemporaryError(
+        found,
+        sample=sample,
+        file="labels.ome.zarr",
+        remedy="delete the work folder of the COMPOSE_STORE task of this sample, then -resume",
+    )

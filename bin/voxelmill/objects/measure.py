@@ -19,13 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
-from voxelmill.errors import TemporaryError
 from voxelmill.files import atomic_path
 from voxelmill.grid import LabelGrid
 from voxelmill.image import Box, StoredImage, cut_box, slices, staged_image
 from voxelmill.objects.skeleton import Skeleton, Traced, paths, skeletonize
 from voxelmill.rows import MeasureRow, read_rows
-from voxelmill.store import CHUNK
+from voxelmill.store import CHUNK, damaged_labels, read_labels
 from voxelmill.task import Task
 
 WINDOW = 4096
@@ -110,12 +109,7 @@ class Source:
         return int(self.labels.dtype.itemsize + np.dtype(self.image.info.dtype).itemsize)
 
     def read_labels(self, box: Box) -> np.ndarray:
-        try:
-            return np.asarray(self.labels[slices(box)])
-        except (OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise damaged(self.grid.sample, f"a chunk of the labels cannot be decoded: {error}") from error
+        return read_labels(self.labels, box, self.grid.sample)
 
 
 @dataclass(frozen=True)
@@ -153,15 +147,6 @@ class Progress:
                 file=sys.stderr,
                 flush=True,
             )
-
-
-def damaged(sample: str, found: str) -> TemporaryError:
-    return TemporaryError(
-        found,
-        sample=sample,
-        file="labels.ome.zarr",
-        remedy="delete the work folder of the COMPOSE_STORE task of this sample, then -resume",
-    )
 
 
 def measure_task(
@@ -389,7 +374,7 @@ def as_box(bounds: np.ndarray) -> Box:
 
 def check_voxels(sample: str, objects: Objects, k: int, found: int) -> None:
     if found != objects.voxels[k]:
-        raise damaged(
+        raise damaged_labels(
             sample, f"object {objects.ids[k]} has {found} voxels in the labels and {objects.voxels[k]} in the table"
         )
 
