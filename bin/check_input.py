@@ -49,6 +49,7 @@ def memory_bytes(text: str) -> int:
 @click.option("--nonfinite", default="error", type=click.Choice(["error", "zero"]))
 @click.option("--check", default="header", type=click.Choice(["header", "full"]))
 @click.option("--allow-spacing-mismatch", is_flag=True)
+@click.option("--min-object-volume", default=0.0)
 @click.option("--threads", default=2)
 @click.option("--task-minutes", default=30.0)
 @click.option("--tile-size")
@@ -76,6 +77,7 @@ def main(
             nonfinite=values["nonfinite"],
             full=values["check"] == "full",
             allow_spacing_mismatch=values["allow_spacing_mismatch"],
+            min_object_volume=values["min_object_volume"],
             plan=Options(
                 step_size=values["step_size"],
                 mirroring=values["mirroring"] == "on",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from voxelmill.errors import BadDataError, Faults, ModelMismatchError
+from voxelmill.errors import BadDataError, Faults, ModelMismatchError, UsageError
 from voxelmill.formats import ImageSource
 from voxelmill.formats.spacing import Triple, checked, micrometres_per
 from voxelmill.image import Box
@@ -43,6 +43,7 @@ class CheckOptions:
     fill_missing: bool = False
     nonfinite: str = "error"
     full: bool = False
+    min_object_volume: float = 0.0
     allow_spacing_mismatch: bool = False
     plan: Options = field(default_factory=Options)
 
@@ -240,6 +241,11 @@ def resolve_spacing(
     if text is None:
         text, origin = options.spacing, "--spacing"
     if text == "pixel" or (unit == "pixel" and text is None):
+        if options.min_object_volume > 0:
+            raise UsageError(
+                "--min_object_volume is in cubic micrometres, and this image has no physical size",
+                remedy="use --min_object_voxels",
+            )
         return (1.0, 1.0, 1.0), "pixel", "no physical size", []
     file = next((source for source in sources if source.spacing is not None), None)
     if text is not None:

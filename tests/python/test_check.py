@@ -696,3 +696,11 @@ def test_real_images_with_the_real_model(shared_data: Path, tmp_path: Path) -> N
     assert run(tmp_path, images=["o.ome.tif"], config=config).samples[0]["warnings"] == []
     with pytest.raises(ModelMismatchError, match=r"3 x 2 x 2 um .* factor of 15\.8"):
         run(tmp_path, images=["l.ome.tif"], config=config)
+
+
+def test_a_volume_needs_a_physical_size(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.tif")
+    with pytest.raises(UsageError, match="no physical size") as refused:
+        run(tmp_path, images=["a.tif"], unit="pixel", min_object_volume=5.0)
+    assert refused.value.sample == "a"
+    assert run(tmp_path, images=["a.tif"], unit="pixel").samples[0]["unit"] == "pixel"
