@@ -1,5 +1,5 @@
 // Reads params, prints help or every fault, runs one named workflow, and says how it ended.
-include { readJson; paramFaults; modelFaults; helpText; flags; memoryBytes; recordedParams } from './functions/params'
+include { readJson; paramFaults; mutualFaults; helpText; flags; memoryBytes; recordedParams } from './functions/params'
 include { readInput; inputTuple; existing } from './functions/inputs'
 include { outdirFaults } from './functions/outdir'
 include { fingerprint; codeDigest } from './functions/digests'
@@ -13,7 +13,7 @@ workflow {
         log.info(helpText(schema, workflow.manifest.version))
         return
     }
-    def faults = paramFaults(params, schema) + modelFaults(params, schema) + outdirFaults(params.outdir.toString())
+    def faults = paramFaults(params, schema) + mutualFaults(params, schema) + outdirFaults(params.outdir.toString())
     if (faults) {
         error("${faults.join('\n')}\nTry --help.")
     }

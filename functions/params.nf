@@ -26,10 +26,13 @@ def paramFaults(values, schema) {
     return missing + unknown + wrong
 }
 
-// Only a samplesheet can name labels that need no model; CHECK_INPUT sees whether every row does.
-def modelFaults(values, schema) {
-    def needed = !values.model && values.input && !values.input.toString().toLowerCase().endsWith('.csv')
-    return needed ? ["--model is missing: ${properties(schema).model.description}"] : []
+// What is wrong with params only in company of others. A samplesheet alone can name labels that need no model;
+// CHECK_INPUT sees whether every row does.
+def mutualFaults(values, schema) {
+    def modelless = !values.model && values.input && !values.input.toString().toLowerCase().endsWith('.csv')
+    def dangling = values.cleanup && values.publish_dir_mode.toString().endsWith('link') && values.publish_dir_mode != 'link'
+    return (modelless ? ["--model is missing: ${properties(schema).model.description}"] : []) +
+        (dangling ? ["--cleanup would delete what the results of --publish_dir_mode ${values.publish_dir_mode} point to"] : [])
 }
 
 def nearest(name, known) {

@@ -77,9 +77,12 @@ def test_the_check_estimates_with_the_options_of_the_plan() -> None:
 FUNCTIONS = """
 include {{ isImage }} from '{functions}/inputs'
 include {{ failure }} from '{functions}/closing'
+include {{ readJson; mutualFaults }} from '{functions}/params'
 
 workflow {{
     def names = ['a.TIF', 'a.ome.btf', 'a.tf2', 'a.tf8', 'a.nii.gz', 'a.txt']
+    def schema = readJson(file('{functions}/../nextflow_schema.json'))
+    println('modelless: ' + ['a.tif', 'a.CSV'].collect {{ name -> mutualFaults([input: name, publish_dir_mode: 'copy'], schema) }})
     println('images: ' + names.findAll {{ name -> isImage(file(name)) }})
     ['faults', 'killed'].each {{ name ->
         def report = "Error executing process > 'CHECK_INPUT'\\n\\nWork dir:\\n  ${{projectDir}}/${{name}}"
@@ -98,6 +101,7 @@ def test_names_of_images_and_last_words(parser: str, tmp_path: Path) -> None:
         (tmp_path / name / ".command.err").write_text(text)
     (tmp_path / "main.nf").write_text(FUNCTIONS.format(functions=ROOT / "functions"))
     said = nextflow(tmp_path, "-q", "run", "main.nf", parser=parser).stdout
+    assert re.search(r"modelless: \[\[--model is missing: [^\]]*\], \[\]\]", said)
     assert "images: [a.TIF, a.ome.btf, a.tf2, a.tf8, a.nii.gz]" in said
     first, second = said.split("Task CHECK_INPUT:")[1:]
     assert "warning: old" not in first and "fault 1\n" in first and "fault 10\n" in first and "fault 11" not in first
@@ -111,12 +115,13 @@ def test_all_faults_of_a_command_line_come_in_one_message(parser: str, tmp_path:
     (tmp_path / "table.txt").touch()
     run = nextflow(
         tmp_path, "run", ROOT, "--imput", "x.tif", "--step_size", "2", "--engine", "fast", "--threads", "0.5",
-        "--box", "$(touch evil)", "--channel", "dapi", "--outdir", "table.txt/results", parser=parser,
+        "--box", "$(touch evil)", "--channel", "dapi", "--outdir", "table.txt/results", "--cleanup",
+        "--publish_dir_mode", "symlink", parser=parser,
     )  # fmt: skip
     assert run.returncode == 1
     for fault in (
         "--input is missing",
-        "--model is missing",
+        "--cleanup would delete what the results of --publish_dir_mode symlink point to",
         "--imput is not a param; did you mean --input?",
         "--step_size must be at most 1, not 2",
         "--engine must be one of float32, compile, bfloat16, not 'fast'",
