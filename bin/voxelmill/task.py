@@ -21,8 +21,9 @@ from voxelmill.files import disk_bytes, sha256_files, sha256_of_files, write_jso
 
 REPORTED_PACKAGES = (
     "torch", "numpy", "scipy", "scikit-image", "zarr", "zarrs", "tifffile", "imagecodecs", "nibabel", "safetensors",
-    "dynamic_network_architectures", "matplotlib",
+    "dynamic_network_architectures", "matplotlib", "connected-components-3d", "numba", "pyarrow",
 )  # fmt: skip
+MODULES = {"scikit-image": "skimage", "connected-components-3d": "cc3d"}
 
 
 @dataclass
@@ -120,7 +121,6 @@ def package_versions() -> dict[str, str]:
     loaded = {name.split(".")[0] for name in sys.modules}
     versions = {}
     for package in REPORTED_PACKAGES:
-        module = {"scikit-image": "skimage"}.get(package, package)
-        if module in loaded:
+        if MODULES.get(package, package) in loaded:
             versions[package] = importlib.metadata.version(package)
     return versions

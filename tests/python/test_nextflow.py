@@ -82,8 +82,8 @@ include {{ readJson; mutualFaults }} from '{functions}/params'
 workflow {{
     def names = ['a.TIF', 'a.ome.btf', 'a.tf2', 'a.tf8', 'a.nii.gz', 'a.txt']
     def schema = readJson(file('{functions}/../nextflow_schema.json'))
-    def modelless = ['a.tif', 'a.CSV'].collect {{ name -> mutualFaults([input: name, publish_dir_mode: 'copy'], schema) }}
-    println("modelless: ${{modelless}}")
+    def lonely = ['a.tif', 'a.CSV'].collect {{ name -> mutualFaults([input: name, publish_dir_mode: ''], schema) }}
+    println("modelless: ${{lonely}}")
     println('images: ' + names.findAll {{ name -> isImage(file(name)) }})
     ['faults', 'killed'].each {{ name ->
         def report = "Error executing process > 'CHECK_INPUT'\\n\\nWork dir:\\n  ${{projectDir}}/${{name}}"

@@ -17,7 +17,12 @@ from voxelmill import __version__
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements"
 BASIC_PROGRAMS = ("bash", "cat", "cut", "dirname", "grep", "head", "mkdir", "readlink", "sed", "sha256sum", "sort")
-DISTRIBUTIONS = {"PIL": "pillow", "markdown_it": "markdown-it-py", "skimage": "scikit-image"}
+DISTRIBUTIONS = {
+    "cc3d": "connected-components-3d",
+    "PIL": "pillow",
+    "markdown_it": "markdown-it-py",
+    "skimage": "scikit-image",
+}
 
 
 def pins(lock: str) -> dict[str, str]:
