@@ -77,3 +77,15 @@ def test_every_exit_code_has_its_remedy() -> None:
     cells = first_column((ROOT / "docs" / "05_output.md").read_text(), "When something fails")
     codes = {value for name, value in vars(errors).items() if name.isupper() and isinstance(value, int)}
     assert {int(cell) for cell in cells} == codes - {errors.OK, errors.MAX_LINES}
+
+
+def test_tests_that_pages_name_exist() -> None:
+    text = (ROOT / "docs" / "08_developing.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", text))
+    known = {
+        name
+        for file in (ROOT / "tests" / "python").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    assert named
+    assert named <= known
