@@ -131,7 +131,11 @@ stamp_of() { cat "$@" | sha256sum | cut -d ' ' -f 1; }
 done_before() { [[ -e $stamps/$1 && $(<"$stamps/$1") == "$2" ]]; }
 
 packages_done() { done_before packages "$packages_stamp" && "$venv/bin/python" -c '' 2>/dev/null; }
-nextflow_done() { done_before nextflow "$nextflow_stamp" && command -v "$(<"$stamps/nextflow.path")" >/dev/null; }
+# One that was found outside may have left PATH since.
+nextflow_done() {
+    done_before nextflow "$nextflow_stamp" && command -v "$(<"$stamps/nextflow.path")" >/dev/null &&
+        PATH=$venv/bin:$PATH type -P nextflow >/dev/null
+}
 
 packages_stamp=$(stamp_of $lock setup/install.sh)
 nextflow_stamp=$(stamp_of setup/pom.xml setup/nextflow setup/install.sh)
