@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from scipy import stats
 
 from voxelmill.image import cut_box, slices
 from voxelmill.store import CHUNK
@@ -37,8 +38,8 @@ def seam_ratios(array: zarr.Array, cuts: Sequence[Sequence[int]], shard: Sequenc
     list of dict
         Per axis ``axis`` (``z``, ``y``, ``x``), ``cuts`` (borders between blocks), ``rate`` and ``reference`` (changes
         per voxel at them and half a block away), and ``ratio``; each None where there is no border, the ratio also
-        where nothing changes inside the blocks. ``chance`` is how far from one the ratio may be by chance: twice its
-        standard error, from the planes inside the blocks; None where these are less than three.
+        where nothing changes inside the blocks. ``chance`` is how far from one the ratio is by chance in 99 of 100
+        cases, from the planes inside the blocks; None where these are less than three.
     """
     return [seam_ratio(array, axis, borders, shard) for axis, borders in enumerate(cuts)]
 
@@ -64,10 +65,11 @@ def seam_ratio(array: zarr.Array, axis: int, borders: Sequence[int], shard: Sequ
 
 
 def chance(inside: Sequence[int], n_borders: int) -> float | None:
-    """Twice the standard error of a ratio of means over borders and over planes inside the blocks."""
+    """Half width of the 99 % interval of a ratio of means over borders and over planes inside the blocks (Student)."""
     if len(inside) < 3:
         return None
-    return float(2 * np.std(inside, ddof=1) / np.mean(inside) * np.sqrt(1 / n_borders + 1 / len(inside)))
+    error = np.std(inside, ddof=1) / np.mean(inside) * np.sqrt(1 / n_borders + 1 / len(inside))
+    return float(stats.t.ppf(0.995, len(inside) - 1) * error)
 
 
 def middle(start: int, stop: int, side: int) -> int:
