@@ -22,13 +22,11 @@ from voxelmill.errors import TemporaryError
 from voxelmill.files import read_json, write_json
 from voxelmill.objects import charts, tables
 from voxelmill.objects.charts import PALETTE, GroupLengths, group_chart, save_chart
-from voxelmill.objects.cohort import cliffs_delta, compare_samples, test_of
+from voxelmill.objects.cohort import cliffs_delta, compare_samples, group_test
 from voxelmill.objects.tables import objects_schema, table_writer
 from voxelmill.task import Task
 
 ROOT = Path(__file__).resolve().parents[2]
-
-test_of.__test__ = False  # type: ignore[attr-defined]
 
 
 class Run:
@@ -194,7 +192,7 @@ def group(name: str, means: Sequence[float]) -> GroupLengths:
 
 def test_tied_means_have_no_exact_p() -> None:
     first, second = [1.0, 2.0, 3.0, 4.0], [3.0, 5.0, 6.0]
-    test = test_of([group("a", first), group("b", second)])
+    test = group_test([group("a", first), group("b", second)])
     assert test is not None
     assert test["p"] == stats.mannwhitneyu(first, second, method="asymptotic").pvalue
     assert test["note"].startswith("p is asymptotic;")
@@ -203,14 +201,14 @@ def test_tied_means_have_no_exact_p() -> None:
 def test_many_samples_have_no_exact_p() -> None:
     rng = np.random.default_rng(0)
     first, second = rng.random(9), rng.random(12)
-    test = test_of([group("a", first.tolist()), group("b", second.tolist())])
+    test = group_test([group("a", first.tolist()), group("b", second.tolist())])
     assert test is not None
     assert test["p"] == stats.mannwhitneyu(first, second, method="asymptotic").pvalue
 
 
 def test_more_groups_are_tested_together() -> None:
     means = [[1.0, 2.0, 3.5], [2.5, 5.0, 6.0, 7.0], [0.5, 8.0, 9.0]]
-    test = test_of([group(name, values) for name, values in zip("abc", means, strict=True)])
+    test = group_test([group(name, values) for name, values in zip("abc", means, strict=True)])
     assert test is not None
     known = stats.kruskal(*means)
     assert (test["name"], test["statistic"], test["p"]) == ("Kruskal–Wallis H", known.statistic, known.pvalue)
@@ -232,7 +230,7 @@ def test_no_p_where_there_are_too_few_samples(run: Run) -> None:
 
 def test_no_p_of_equal_means() -> None:
     for groups in ("ab", "abc"):
-        test = test_of([group(name, [2.0, 2.0, 2.0]) for name in groups])
+        test = group_test([group(name, [2.0, 2.0, 2.0]) for name in groups])
         assert test is not None and test["p"] is None and "equal" in test["note"]
 
 

@@ -186,7 +186,7 @@ def compare(lengths: Sequence[Lengths], unit: str, length: str, missing: Sequenc
         "unit": unit,
         "groups": [_group_row(group, members[group.name]) for group in groups],
         "samples": [_sample_row(one, one.sample.summary["unit"] == unit) for one in lengths],
-        "test": test_of(groups),
+        "test": group_test(groups),
         "note": " ".join(notes(lengths, unit, missing)),
         "missing": list(missing),
     }
@@ -214,7 +214,7 @@ def pooled(groups: Mapping[str, Sequence[Lengths]]) -> list[GroupLengths]:
     ]
 
 
-def test_of(groups: Sequence[GroupLengths]) -> dict[str, Any] | None:
+def group_test(groups: Sequence[GroupLengths]) -> dict[str, Any] | None:
     """Test whether groups differ in the mean lengths of their samples.
 
     Two groups: Mann-Whitney U, two-sided, of the first group; more: Kruskal-Wallis H. The effect is Cliff's delta of
