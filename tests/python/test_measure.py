@@ -19,7 +19,8 @@ from tubes import stage, tube, volume
 from voxelmill.errors import TemporaryError
 from voxelmill.objects import measure
 from voxelmill.objects.measure import measure_task, measures_schema, pool, shared_reads
-from voxelmill.objects.skeleton import paths, skeletonize
+from voxelmill.objects.skeleton import paths
+from voxelmill.objects.thinning import skeletonize
 from voxelmill.task import Task
 
 SPACING = (2.0, 1.0, 1.0)

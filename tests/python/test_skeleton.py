@@ -12,18 +12,8 @@ from scipy.sparse.csgraph import shortest_path
 from skimage.morphology import skeletonize as lee
 
 from tubes import tube
-from voxelmill.objects.skeleton import (
-    Edges,
-    Paths,
-    Skeleton,
-    branches,
-    connect,
-    diameters,
-    paths,
-    skeletonize,
-    smooth,
-    walk,
-)
+from voxelmill.objects.skeleton import Edges, Paths, branches, connect, diameters, paths, smooth, walk
+from voxelmill.objects.thinning import Skeleton, skeletonize
 
 CUBIC = (1.0, 1.0, 1.0)
 TALL = (3.0, 1.0, 1.0)

@@ -22,7 +22,8 @@ import zarr
 from voxelmill.files import atomic_path
 from voxelmill.grid import LabelGrid
 from voxelmill.image import Box, StoredImage, cut_box, slices, staged_image
-from voxelmill.objects.skeleton import Skeleton, Traced, paths, skeletonize
+from voxelmill.objects.skeleton import Traced, paths
+from voxelmill.objects.thinning import Skeleton, skeletonize
 from voxelmill.rows import MeasureRow, read_rows
 from voxelmill.store import CHUNK, damaged_labels, read_labels
 from voxelmill.task import Task
