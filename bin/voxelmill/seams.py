@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from scipy import stats
+from scipy.special import stdtrit
 
 from voxelmill.image import cut_box, slices
 from voxelmill.store import CHUNK
@@ -69,7 +69,7 @@ def chance(inside: Sequence[int], n_borders: int) -> float | None:
     if len(inside) < 3:
         return None
     error = np.std(inside, ddof=1) / np.mean(inside) * np.sqrt(1 / n_borders + 1 / len(inside))
-    return float(stats.t.ppf(0.995, len(inside) - 1) * error)
+    return float(stdtrit(len(inside) - 1, 0.995) * error)
 
 
 def middle(start: int, stop: int, side: int) -> int:
