@@ -14,6 +14,7 @@ from voxelmill.errors import UsageError
 from voxelmill.files import write_json
 from voxelmill.fit import CheckOptions
 from voxelmill.forecast import table
+from voxelmill.formats import Selection
 from voxelmill.model.package import load_config
 from voxelmill.planning import Options
 from voxelmill.schedule import tile_shape
@@ -37,6 +38,11 @@ def memory_bytes(text: str) -> int:
 @click.option("--staged", type=PATH, required=True, help="Folder with one numbered folder per file.")
 @click.option("--package", type=PATH, help="The packed model; needed unless every row brings its labels along.")
 @click.option("--schema", type=PATH, required=True, help="JSON schema of the samplesheet.")
+@click.option("--axes")
+@click.option("--series", type=int)
+@click.option("--timepoint", type=int)
+@click.option("--level", type=int)
+@click.option("--dataset")
 @click.option("--channel")
 @click.option("--intensity", default="none", type=click.Choice(["none", "percentile8"]))
 @click.option("--flip", default="none", type=click.Choice(["none", "z", "y", "x", "zy", "zx", "yx", "zyx"]))
@@ -65,6 +71,7 @@ def main(
     """Write check/samples.json and check/estimate.json, and print the estimate."""
     with task("check_input", "check") as record:
         options = CheckOptions(
+            selection=Selection(**{name: values[name] for name in ("axes", "series", "timepoint", "level", "dataset")}),
             channel=values["channel"],
             intensity=values["intensity"],
             flip=values["flip"],

@@ -16,7 +16,7 @@ from voxelmill.errors import BadDataError, Faults, InputMissingError, UsageError
 from voxelmill.files import read_json, sha256_tree
 from voxelmill.fit import CheckOptions, Fit, fit_model
 from voxelmill.forecast import FIGURES, Checked, check_disk, name_batches
-from voxelmill.formats import ImageSource, ZarrSource, missing_chunks, open_image
+from voxelmill.formats import ImageSource, Selection, ZarrSource, missing_chunks, open_image
 from voxelmill.model.config import ModelConfig
 from voxelmill.overlay import fit_labels
 from voxelmill.samplesheet import UNUSED, LabelFile, Rejected, Row, printable, read_sheet, rows_of_images
@@ -132,7 +132,7 @@ def refuse_other_reading(
     """
     remedy = "save the sheet as plain CSV: no line breaks inside cells, double quotes only around whole cells"
     for row in rows:
-        for number, name, _ in row.files:
+        for number, name in row.files:
             if number in staged and not is_staged_as(name, staged[number].name):
                 taken = printable(staged[number].name)
                 raise BadDataError(
@@ -162,11 +162,14 @@ def check_row(
     faults = Faults(row.sample, names[0])
     files: list[ImageSource] = []
     with ExitStack() as opened:
-        for number, name, axes in row.files:
+        selections = [Selection()] * len(row.files)
+        with faults.collect():
+            selections = row.selections(options.selection)
+        for (number, name), selection in zip(row.files, selections, strict=True):
             with faults.collect(printable(name)):
                 if number not in staged:
                     raise InputMissingError("the image does not exist", remedy="check the path in the samplesheet")
-                source = open_image(staged[number], axes=axes)
+                source = open_image(staged[number], selection)
                 files.append(opened.enter_context(source))
                 if isinstance(source, ZarrSource) and not options.fill_missing:
                     refuse_missing_chunks(source)
@@ -189,7 +192,7 @@ def check_row(
         entry = {
             "id": row.sample,
             "start": row.start,
-            "images": [number for number, _, _ in row.files],
+            "images": [number for number, _ in row.files],
             "channel": list(fit.channels),
             "format": first.format,
             "shape": [first.shape[0] if len(sources) == 1 else len(sources), *first.shape[1:]],
@@ -205,18 +208,18 @@ def check_row(
             "in_place": len(sources) == 1 and first.in_place is not None,
             "sha256": row.get("sha256"),
             "group": row.get("group"),
-            "axes": row.get("axes"),
+            "selections": [asdict(selection) for selection in selections],
             "files": names,
-            "labels": None if row.labels is None else labels_entry(row.labels, row.files[-1][2]),
+            "labels": None if row.labels is None else labels_entry(row.labels),
             "warnings": list(dict.fromkeys(warnings)),
         }
         figures = asdict(fit.estimate)
         return entry, {name: figures[name] for name in FIGURES}
 
 
-def labels_entry(labels: LabelFile, axes: str | None) -> dict[str, str | None]:
+def labels_entry(labels: LabelFile) -> dict[str, str]:
     """What the import needs to know of labels that are given; their file is the last of the row."""
-    return {"kind": labels.kind, "file": printable(labels.name), "axes": axes}
+    return {"kind": labels.kind, "file": printable(labels.name)}
 
 
 # The files
@@ -253,7 +256,7 @@ def check_sums(row: Row, staged: Mapping[int, Path]) -> None:
     digests = text.lower().split(";")
     if len(digests) not in (len(row.images), len(row.files)):
         raise BadDataError(f"{len(digests)} sha256 for {len(row.files)} files")
-    for (number, _, _), expected in zip(row.files, digests, strict=False):
+    for (number, _), expected in zip(row.files, digests, strict=False):
         if number in staged and (found := sha256_tree(staged[number])) != expected:
             raise BadDataError(
                 f"the SHA-256 of {printable(staged[number].name)} is {found}",

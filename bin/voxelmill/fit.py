@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from voxelmill.errors import BadDataError, Faults, ModelMismatchError, UsageError
-from voxelmill.formats import ImageSource
+from voxelmill.formats import ImageSource, Selection
 from voxelmill.formats.spacing import Triple, checked, micrometres_per
 from voxelmill.image import Box
 from voxelmill.model.config import ModelConfig
@@ -29,9 +29,11 @@ DIFFERENT = 1.01
 class CheckOptions:
     """What the user chose for all samples; a samplesheet's cells come first.
 
-    ``spacing``, ``unit``, ``channel`` and ``box`` are the texts of the params, None where absent.
+    ``selection`` is for the images of rows that choose nothing; ``spacing``, ``unit``, ``channel`` and ``box`` are the
+    texts of the params, None where absent.
     """
 
+    selection: Selection = field(default_factory=Selection)
     channel: str | None = None
     intensity: str = "none"
     flip: str = "none"

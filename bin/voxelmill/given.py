@@ -13,7 +13,7 @@ import zarr
 from voxelmill.errors import BadDataError
 from voxelmill.files import write_json
 from voxelmill.formats import open_image
-from voxelmill.formats.base import ImageSource
+from voxelmill.formats.base import ImageSource, Selection
 from voxelmill.grid import INSTANCES, SEMANTIC, LabelGrid, block_cuts, label_dtype, shard_cuts, shard_shape
 from voxelmill.image import Box, ImageInfo, cut_box, whole
 from voxelmill.importing import SampleSpec, staged_file, step_boxes, tree_bytes
@@ -209,7 +209,7 @@ def import_given(
     for entry in given:
         spec, labels = SampleSpec.from_dict(entry), entry["labels"]
         folder = out / spec.id
-        with open_image(staged_file(images, entry["images"][-1]), axes=labels["axes"]) as source:
+        with open_image(staged_file(images, entry["images"][-1]), Selection(**entry["selections"][-1])) as source:
             box = spec.box or whole(source.shape[1:])
             info = ImageInfo.load(folder / f"{spec.id}.image.json")
             shard = shard_shape(info.shape, shard_size)

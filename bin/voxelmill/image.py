@@ -50,17 +50,20 @@ class ArrayLocation:
     path : str
         Array inside the store, such as ``"0"``.
     axes : str
-        One letter per axis of that array out of ``tczyx``; all but the ones in ``zyx`` and ``c`` have length one.
+        One letter per axis of that array out of ``tczyx``.
     channels : tuple of int
         Indices on the ``c`` axis, in the model's order; ``(0,)`` where there is no such axis.
     offset : tuple of int
         First voxel of the sample in the array (z, y, x); not zero where ``--box`` cuts an image that is read in place.
+    timepoint : int
+        Index on the ``t`` axis.
     """
 
     path: str
     axes: str
     channels: tuple[int, ...]
     offset: tuple[int, ...] = (0, 0, 0)
+    timepoint: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ class ImageInfo:
                 "files": tuple(value["files"]),
                 "warnings": tuple(value["warnings"]),
                 "array": ArrayLocation(
-                    location["path"], location["axes"], tuple(location["channels"]), tuple(location["offset"])
+                    **{**location, "channels": tuple(location["channels"]), "offset": tuple(location["offset"])}
                 ),
                 "intensity": tuple(Intensity(**rule) for rule in value["intensity"]),
                 "nonzero_box": tuple(tuple(pair) for pair in value["nonzero_box"]),
@@ -188,7 +191,7 @@ class StoredImage:
         where = self.info.array
         at = dict(zip("zyx", (slice(a + o, b + o) for (a, b), o in zip(box, where.offset, strict=True)), strict=True))
         at["c"] = slice(where.channels[channel], where.channels[channel] + 1)
-        at["t"] = slice(0, 1)
+        at["t"] = slice(where.timepoint, where.timepoint + 1)
         try:
             data = np.asarray(self._array[tuple(at[axis] for axis in where.axes)])
         except (OSError, RuntimeError, ValueError) as error:

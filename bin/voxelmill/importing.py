@@ -13,7 +13,7 @@ import numpy as np
 
 from voxelmill.errors import BadDataError
 from voxelmill.formats import open_image
-from voxelmill.formats.base import ImageSource
+from voxelmill.formats.base import ImageSource, Selection
 from voxelmill.image import ArrayLocation, Box, ImageInfo, Intensity, as_matrix, cut_box, slices, whole
 from voxelmill.pictures import PictureBuilder, save_pictures, stretch
 from voxelmill.statistics import Measurement, nonzero_box, percentile8
@@ -96,7 +96,9 @@ def import_image(sources: Sequence[ImageSource], spec: SampleSpec, out: Path) ->
     steps = read_steps(channels, box, shape, dtype, spec, replaced)
     if spec.in_place and sources[0].in_place is not None and not (spec.nonfinite == "zero" and dtype.kind == "f"):
         place = sources[0].in_place
-        location = ArrayLocation(place.path, place.axes, spec.channel, tuple(start for start, _ in box))
+        location = ArrayLocation(
+            place.path, place.axes, spec.channel, tuple(start for start, _ in box), place.timepoint
+        )
     else:
         location = ArrayLocation("0", "czyx", tuple(range(len(channels))))
         steps = stored(steps, out / f"{spec.id}.image.zarr", len(channels), shape, dtype, spec)
@@ -271,8 +273,8 @@ def import_batch(entries: Sequence[dict[str, Any]], images: Path, out: Path, rec
     for entry in entries:
         spec = SampleSpec.from_dict(entry)
         sources = [
-            open_image(staged_file(images, number), axes=entry["axes"])
-            for number in entry["images"][: len(entry["files"])]
+            open_image(staged_file(images, number), Selection(**chosen))
+            for number, chosen in zip(entry["images"][: len(entry["files"])], entry["selections"], strict=False)
         ]
         info = import_image(sources, spec, out / spec.id)
         for source in sources:

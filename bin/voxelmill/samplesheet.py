@@ -7,7 +7,7 @@ import io
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from voxelmill.errors import BadDataError, InputMissingError, VoxelmillError
+from voxelmill.formats.base import Selection
 
 ID_LENGTH = 64
 
@@ -87,17 +88,42 @@ class Row:
         return "predict" if self.labels is None else STARTS[self.labels.kind]
 
     @property
-    def files(self) -> list[tuple[int, str, str | None]]:
-        """Position, name and axes (as the user gives them) of every file: the images, then the labels.
+    def files(self) -> list[tuple[int, str]]:
+        """Position and name of every file: the images, then the labels."""
+        images = list(zip(self.images, self.names, strict=True))
+        return images if self.labels is None else [*images, (self.labels.number, self.labels.name)]
 
-        Labels have the image's axes but for channels and time.
+    def selections(self, standard: Selection) -> list[Selection]:
+        """Which part of every file is meant, in the order of `files`.
+
+        A cell holds one value for all images, or one per file separated by ';', of which some may be empty. Labels have
+        the image's axes but for channels and time, and a choice of their own only where the cell has one for them.
+
+        Parameters
+        ----------
+        standard : Selection
+            For the images of rows that leave the cell empty.
+
+        Raises
+        ------
+        BadDataError
+            Where a cell has another number of values than the row has files.
         """
-        axes = self.get("axes")
-        images = [(number, name, axes) for number, name in zip(self.images, self.names, strict=True)]
-        if self.labels is None:
-            return images
-        spatial = None if axes is None else "".join(axis for axis in axes.lower() if axis in "zyx")
-        return [*images, (self.labels.number, self.labels.name, spatial)]
+        chosen: list[dict[str, Any]] = [{} for _ in self.files]
+        for name, value in asdict(standard).items():
+            parts = (self.values.get(name) or ("" if value is None else str(value))).split(";")
+            if len(parts) == 1:
+                alone = "".join(axis for axis in parts[0].lower() if axis in "zyx") if name == "axes" else ""
+                parts = parts * len(self.images) + [alone] * (len(self.files) - len(self.images))
+            if len(parts) not in (len(self.images), len(self.files)):
+                raise BadDataError(
+                    f"column {name} has {len(parts)} values for {len(self.files)} files",
+                    expected="one for all images, or one per file in the order of the row",
+                )
+            for one, part in zip(chosen, parts, strict=False):
+                if text := part.strip():
+                    one[name] = text if name in ("axes", "dataset") else int(text)
+        return [Selection(**one) for one in chosen]
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ CASES = [
     Case(29, "RGB", tiff(data=volume((6, 20, 20, 3), "u1"), photometric="rgb"), 65, ("RGB", "ZYXC"), SPACING),
     Case(29, "2D for a 3D model", tiff(data=volume((20, 20))), 65, ("2D", "YX"), SPACING),
     Case(29, "2D for a 2d model", tiff(data=volume((20, 20))), 0, (), SPACING, FLAT),
-    Case(29, "several times", tiff(data=volume((3, 6, 20, 20)), **TIME), 65, ("TZYX", "3 x 6 x 20 x 20"), SPACING),
+    Case(29, "several times", tiff(data=volume((3, 6, 20, 20)), **TIME), 65, ("TZYX", "3 time points"), SPACING),
     Case(31, "big-endian TIFF", tiff(byteorder=">"), 0, (), SPACING),
     Case(34, "sibling missing", ome_set, 66, ("b.ome.tif",)),
     Case(38, "no spacing", tiff(), 65, ("no voxel size", "give spacing", "--spacing z,y,x")),

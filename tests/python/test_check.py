@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from voxelmill.errors import (
 from voxelmill.files import read_json
 from voxelmill.fit import CheckOptions
 from voxelmill.forecast import Checked, name_batches
+from voxelmill.formats.base import NO_CHOICE
 from voxelmill.model.config import ModelConfig
 from voxelmill.model.package import load_config, new_package, weights_name
 from voxelmill.samplesheet import read_sheet, rows_of_images
@@ -286,9 +288,9 @@ def test_labels_are_numbered_after_the_images_of_their_row(tmp_path: Path) -> No
     (tmp_path / "s.csv").write_bytes(data)
     rows, rejected, files = read_sheet(tmp_path / "s.csv", json.loads(SCHEMA.read_text()))
     assert [(row.sample, row.start, row.files) for row in rows] == [
-        ("a", "assemble", [(1, "1.tif", None), (2, "2.tif", None), (3, "l;3.tif", None)]),
-        ("c", "analyze", [(7, "7.tif", None), (8, "8.tif", None)]),
-        ("d", "predict", [(9, "9.tif", None)]),
+        ("a", "assemble", [(1, "1.tif"), (2, "2.tif"), (3, "l;3.tif")]),
+        ("c", "analyze", [(7, "7.tif"), (8, "8.tif")]),
+        ("d", "predict", [(9, "9.tif")]),
     ]
     assert [one.sample for one in rejected] == ["b"] and files == 9
 
@@ -305,7 +307,8 @@ def test_entry_of_samples_json(tmp_path: Path) -> None:
             "format": "OME-TIFF", "shape": [1, 6, 20, 20], "dtype": "uint8", "spacing": [2.0, 1.0, 1.0],
             "unit": "um", "spacing_origin": "OME-XML", "box": None,
             "flip": "none", "intensity": "none", "missing_chunks": "error", "nonfinite": "error", "in_place": False,
-            "sha256": None, "group": None, "axes": None, "files": ["a.ome.tif"], "labels": None, "warnings": [],
+            "sha256": None, "group": None, "selections": [asdict(NO_CHOICE)],
+            "files": ["a.ome.tif"], "labels": None, "warnings": [],
         }
     ]  # fmt: skip
     assert result.skipped == [] and result.total["windows"] > 0
@@ -543,8 +546,9 @@ def test_rows_with_labels_need_no_model(tmp_path: Path) -> None:
         "id": "a", "batch": "a", "start": "assemble", "images": [1, 2], "channel": [1],
         "format": "OME-TIFF", "shape": [2, 6, 20, 20], "dtype": "uint8", "spacing": [2.0, 1.0, 1.0], "unit": "um",
         "spacing_origin": "OME-XML", "box": None, "flip": "none", "intensity": "none", "missing_chunks": "error",
-        "nonfinite": "error", "in_place": False, "sha256": None, "group": None, "axes": None, "files": ["a.tif"],
-        "labels": {"kind": "semantic", "file": "a_l.tif", "axes": None}, "warnings": [],
+        "nonfinite": "error", "in_place": False, "sha256": None, "group": None, "selections": [asdict(NO_CHOICE)] * 2,
+        "files": ["a.tif"],
+        "labels": {"kind": "semantic", "file": "a_l.tif"}, "warnings": [],
     }  # fmt: skip
     second = alone.samples[1]
     assert (second["start"], second["images"], second["channel"]) == ("analyze", [3, 4], [0, 1])

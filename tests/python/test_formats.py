@@ -19,7 +19,7 @@ import tifffile
 import zarr
 
 from voxelmill.errors import BadDataError, InputMissingError, RefusedError, UsageError
-from voxelmill.formats import missing_chunks, nifti, open_image
+from voxelmill.formats import Selection, missing_chunks, nifti, open_image
 from voxelmill.formats.base import ImageSource
 from voxelmill.formats.nifti import GzipReader
 from voxelmill.formats.spacing import checked, from_zeiss, micrometres_per
@@ -163,18 +163,22 @@ def test_axes_given_by_the_user(tmp_path: Path) -> None:
     tifffile.imwrite(path, volume, photometric="minisblack")
     with pytest.raises(BadDataError, match=r"error:.*axes are"):
         open_image(path)
-    with open_image(path, axes="czyx") as source:
+    with open_image(path, Selection(axes="czyx")) as source:
         np.testing.assert_array_equal(whole(source), volume)
-    with open_image(path, axes="ZCYX") as source:
+    with open_image(path, Selection(axes="ZCYX")) as source:
         np.testing.assert_array_equal(whole(source), np.moveaxis(volume, 1, 0))
-    for wrong in ("zyx", "czyy", "tzyx", "qzyx", "cyxz"):
+    for wrong in ("zyx", "czyy", "qzyx", "cyxz"):
         with pytest.raises(BadDataError, match=r"error:.*axes are"):
-            open_image(path, axes=wrong)
+            open_image(path, Selection(axes=wrong))
+    with pytest.raises(BadDataError, match="TZYX, 2 time points"):
+        open_image(path, Selection(axes="tzyx"))
+    with open_image(path, Selection(axes="tzyx", timepoint=1)) as source:
+        np.testing.assert_array_equal(whole(source), volume[1:])
     nib.save(nib.Nifti1Image(volume.T, np.eye(4)), tmp_path / "a.nii.gz")
-    with open_image(tmp_path / "a.nii.gz", axes="czyx") as source:
+    with open_image(tmp_path / "a.nii.gz", Selection(axes="czyx")) as source:
         np.testing.assert_array_equal(whole(source), volume)
     zarr.create_array(tmp_path / "a.zarr", data=volume)
-    with open_image(tmp_path / "a.zarr", axes="zcyx") as source:
+    with open_image(tmp_path / "a.zarr", Selection(axes="zcyx")) as source:
         np.testing.assert_array_equal(whole(source), np.moveaxis(volume, 1, 0))
 
 
@@ -286,7 +290,7 @@ def test_plain_zarr(tmp_path: Path, version: int, shards: tuple | None, compress
     array[:] = volume
     with open_image(tmp_path / "a.zarr") as source:
         assert (source.format, source.spacing) == (f"Zarr {version}", None)
-        assert (source.in_place.path, source.in_place.axes, source.in_place.level) == ("", "zyx", 0)
+        assert (source.in_place.path, source.in_place.axes, source.in_place.timepoint) == ("", "zyx", 0)
         assert source.chunk == (shards or (4, 8, 8))
         np.testing.assert_array_equal(whole(source)[0], volume)
         assert_boxes_equal(source, volume[None])
@@ -581,7 +585,7 @@ def test_deflate_bomb_in_nifti(tmp_path: Path) -> None:
 BOUNDED = """
 import resource, sys
 import numpy as np
-from voxelmill.formats import open_image
+from voxelmill.formats import Selection, open_image
 source = open_image(sys.argv[1])
 source.read(0, ((0, 1), (0, 64), (0, 64)))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -313,6 +313,6 @@ def test_nextflow_numbers_the_files_of_a_sheet_as_the_check_does(parser: str, tm
     names = [line.removeprefix(f"file: {tmp_path}/") for line in said.splitlines() if line.startswith("file: ")]
     rows, _, files = read_sheet(tmp_path / "s.csv", read_json(SCHEMA))
     assert len(names) == files == 9
-    assert {number: name for row in rows for number, name, _ in row.files} == {
+    assert {number: name for row in rows for number, name in row.files} == {
         number: name for number, name in enumerate(names, 1) if number not in (4, 5, 6)
     }

@@ -11,7 +11,7 @@ import zarr
 
 from inprocess import array_source, textured
 from voxelmill.errors import BadDataError
-from voxelmill.formats import open_image
+from voxelmill.formats import Selection, open_image
 from voxelmill.image import ImageInfo, StoredImage
 from voxelmill.importing import STEP_BYTES, SampleSpec, import_image, step_boxes
 from voxelmill.statistics import percentile8
@@ -76,7 +76,7 @@ def test_zarr_is_read_in_place_and_like_its_copy(tmp_path: Path) -> None:
     box = ((3, 40), (0, 50), (10, 60))
     found = []
     for place in (True, False):
-        with open_image(tmp_path / "in.zarr", axes="czyx") as source:
+        with open_image(tmp_path / "in.zarr", Selection(axes="czyx")) as source:
             found.append(import_image([source], spec(channel=channels, box=box, in_place=place), tmp_path / str(place)))
     assert not (tmp_path / "True" / "s.image.zarr").exists()
     assert found[0].statistics == found[1].statistics

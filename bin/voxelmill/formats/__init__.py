@@ -5,23 +5,30 @@ from __future__ import annotations
 import gzip
 import stat
 import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from voxelmill.errors import BadDataError, InputMissingError
-from voxelmill.formats.base import ImageSource, InPlace, unreadable
+from voxelmill.errors import BadDataError, InputMissingError, UsageError
+from voxelmill.formats.base import NO_CHOICE, ImageSource, InPlace, Selection, unreadable
 from voxelmill.formats.nifti import open_nifti
 from voxelmill.formats.ome_zarr import METADATA_FILES, MissingChunks, ZarrSource, missing_chunks, open_ome_zarr
 from voxelmill.formats.tiff import open_tiff
 
-__all__ = ["ImageSource", "InPlace", "MissingChunks", "ZarrSource", "identify", "missing_chunks", "open_image"]
+__all__ = [
+    "ImageSource",
+    "InPlace",
+    "MissingChunks",
+    "Selection",
+    "ZarrSource",
+    "identify",
+    "missing_chunks",
+    "open_image",
+]
 
 TIFF, NIFTI, NIFTI_GZ, ZARR = "TIFF", "NIfTI", "gzip-compressed NIfTI", "Zarr"
 
 READABLE = f"{TIFF}, OME-TIFF, {NIFTI} (.nii, .nii.gz), OME-Zarr"
-
-SUFFIXES = {
-    ".nii.gz": NIFTI_GZ, ".nii": NIFTI, ".tif": TIFF, ".tiff": TIFF, ".btf": TIFF, ".tf2": TIFF, ".tf8": TIFF,
-}  # fmt: skip
 
 MAGIC = {
     b"II*\0": TIFF,
@@ -47,19 +54,46 @@ MAGIC = {
 }
 
 
-def open_image(path: Path | str, *, axes: str | None = None, level: int | None = None) -> ImageSource:
+@dataclass(frozen=True)
+class Reader:
+    """How files of one kind are opened.
+
+    Attributes
+    ----------
+    open : callable
+        Path, selection -> image.
+    suffixes : tuple of str
+        Endings that promise this kind, lower case.
+    choices : frozenset of str
+        What of a selection has a meaning here.
+    """
+
+    open: Callable[[Path, Selection], ImageSource]
+    suffixes: tuple[str, ...]
+    choices: frozenset[str]
+
+
+READERS = {
+    TIFF: Reader(open_tiff, (".tif", ".tiff", ".btf", ".tf2", ".tf8"), frozenset({"axes", "timepoint"})),
+    NIFTI: Reader(open_nifti, (".nii",), frozenset({"axes", "timepoint"})),
+    NIFTI_GZ: Reader(open_nifti, (".nii.gz",), frozenset({"axes", "timepoint"})),
+    ZARR: Reader(open_ome_zarr, (".zarr",), frozenset({"axes", "timepoint", "level"})),
+}
+
+
+def open_image(path: Path | str, selection: Selection = NO_CHOICE) -> ImageSource:
     """Open an image; only its header is read.
 
     Parameters
     ----------
     path : Path or str
-    axes : str, optional
-        One letter out of ``tczyx`` per axis of the file, for files that do not name theirs.
-    level : int, optional
-        Resolution level of an OME-Zarr image; the finest without it.
+    selection : Selection
+        Which part of the file is the image.
 
     Raises
     ------
+    UsageError
+        Where something is selected that files of this kind do not have.
     InputMissingError
         Where there is nothing under this name or it may not be read.
     BadDataError
@@ -69,23 +103,29 @@ def open_image(path: Path | str, *, axes: str | None = None, level: int | None =
     """
     path = Path(path)
     found = identify(path)
-    if found == ZARR:
-        return open_ome_zarr(path, axes, level)
-    expected = next((kind for suffix, kind in SUFFIXES.items() if path.name.lower().endswith(suffix)), None)
-    if found not in (TIFF, NIFTI, NIFTI_GZ):
+    promised = next((kind for kind, one in READERS.items() if path.name.lower().endswith(one.suffixes)), None)
+    if found not in READERS:
         raise BadDataError(
-            f"the file holds {found}" + (f", its name says {expected}" if expected else ""),
+            f"the file holds {found}" + (f", its name says {promised}" if promised else ""),
             file=path,
             expected=READABLE,
             remedy="convert the image to one of these" if found != "nothing: 0 bytes" else "copy it from its origin",
         )
-    if expected is not None and found != expected:
+    if promised not in (None, found):
         raise BadDataError(
-            f"the file holds {found}, its name says {expected}",
+            f"the file holds {found}, its name says {promised}",
             file=path,
             remedy="give the file a name that says what it is, and check that it is the right one",
         )
-    return open_tiff(path, axes) if found == TIFF else open_nifti(path, axes)
+    reader = READERS[found]
+    for name, value in asdict(selection).items():
+        if value is not None and name not in reader.choices:
+            raise UsageError(
+                f"{name} {value} is chosen, and a {found} image has none",
+                file=path,
+                remedy=f"leave --{name} and the column {name} empty for this image",
+            )
+    return reader.open(path, selection)
 
 
 def identify(path: Path) -> str:

@@ -31,6 +31,35 @@ class Handle(Protocol):
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Which part of a file is the image, where the file holds more than one volume or does not name its axes.
+
+    Attributes
+    ----------
+    axes : str or None
+        One letter out of ``tczyx`` per axis of the file, slowest first; overrules what the file says.
+    series : int or None
+        Image in a file with several, from 0.
+    timepoint : int or None
+        Of a time series, from 0.
+    level : int or None
+        Resolution level, 0 the finest.
+    dataset : str or None
+        Path of the array inside an HDF5 file.
+    """
+
+    axes: str | None = None
+    series: int | None = None
+    timepoint: int | None = None
+    level: int | None = None
+    dataset: str | None = None
+
+
+NO_CHOICE = Selection()
+"""For files that hold one volume and say how it lies."""
+
+
+@dataclass(frozen=True)
 class InPlace:
     """Where the voxels lie in an image that need not be copied.
 
@@ -40,13 +69,13 @@ class InPlace:
         Array inside the store; empty where the store is the array.
     axes : str
         One letter out of ``tczyx`` per axis of the array.
-    level : int
-        Resolution level, 0 the finest.
+    timepoint : int
+        Index on the ``t`` axis, 0 where there is none.
     """
 
     path: str
     axes: str
-    level: int
+    timepoint: int
 
 
 @dataclass(kw_only=True)
@@ -84,6 +113,8 @@ class ImageSource(ABC):
         Names of the channels, empty where the file does not say.
     chunk : tuple of int
         What must be decoded at once, along z, y, x: boxes made of whole chunks read each byte once.
+    timepoint : int
+        Index on the file's ``t`` axis, 0 where there is none.
     """
 
     path: Path
@@ -101,6 +132,7 @@ class ImageSource(ABC):
     origin: Triple = (0.0, 0.0, 0.0)
     channel_names: tuple[str, ...] = ()
     chunk: tuple[int, int, int] = (1, 1, 1)
+    timepoint: int = 0
 
     def read(self, channel: int, box: Box) -> np.ndarray:
         """Voxels of one channel in a box.
@@ -226,19 +258,37 @@ def bad_axes(path: Path, found: str, shape: tuple[int, ...]) -> BadDataError:
     return BadDataError(
         f"the axes are {found.upper() or 'unknown'} with lengths {' x '.join(map(str, shape))}",
         file=path,
-        expected="z, y, x with an optional channel axis, one time point",
-        remedy="name the axes in the samplesheet's column axes, such as zcyx, or save one time point of the image",
+        expected="z, y, x with an optional channel axis and an optional time axis",
+        remedy="name the axes with --axes or in the samplesheet's column axes, such as zcyx",
     )
 
 
-def check_axes(path: Path, axes: str, shape: tuple[int, ...]) -> None:
-    """Refuse axes that are not a volume: unknown or repeated letters, several time points, no y or x."""
-    known = len(axes) == len(shape) and len(set(axes)) == len(axes) and set("yx") <= set(axes) <= set(KNOWN_AXES)
-    times = dict(zip(axes, shape, strict=False)).get("t", 1)
-    if not known or times != 1:
+def check_axes(path: Path, axes: str, shape: tuple[int, ...], timepoint: int | None = None) -> int:
+    """Refuse axes that are not a volume: unknown or repeated letters, no y or x, several time points and no choice.
+
+    Returns
+    -------
+    int
+        Index on the time axis.
+    """
+    if not (len(axes) == len(shape) and len(set(axes)) == len(axes) and set("yx") <= set(axes) <= set(KNOWN_AXES)):
         raise bad_axes(path, axes, shape)
     if 0 in shape:
         raise BadDataError(f"the image has no voxels: its shape is {shape}", file=path)
+    times = dict(zip(axes, shape, strict=True)).get("t", 1)
+    if timepoint is None and times > 1:
+        raise BadDataError(
+            f"a time series: axes {axes.upper()}, {times} time points",
+            file=path,
+            expected="one time point",
+            remedy=f"choose one with --timepoint or the column timepoint, 0 to {times - 1}; a row per time point "
+            "segments them all",
+        )
+    if not 0 <= (timepoint or 0) < times:
+        raise BadDataError(
+            f"there is no time point {timepoint}", file=path, expected=f"0 to {times - 1}, axes {axes.upper()}"
+        )
+    return timepoint or 0
 
 
 def shape_czyx(axes: str, shape: tuple[int, ...]) -> tuple[int, int, int, int]:

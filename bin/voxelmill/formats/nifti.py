@@ -20,7 +20,9 @@ from nibabel.spatialimages import HeaderDataError
 
 from voxelmill.errors import BadDataError
 from voxelmill.formats.base import (
+    NO_CHOICE,
     ImageSource,
+    Selection,
     accepted_dtype,
     bad_axes,
     check_axes,
@@ -78,7 +80,7 @@ class NiftiSource(ImageSource):
         """Number of a plane in the file."""
         number = 0
         for axis, length in zip(self.axes[:-2], self.lengths[:-2], strict=True):
-            number = number * length + {"c": channel, "z": z, "t": 0}[axis]
+            number = number * length + {"c": channel, "z": z, "t": self.timepoint}[axis]
         return number
 
     def _handle(self, channel: int) -> BinaryIO | GzipReader:
@@ -175,15 +177,16 @@ def open_stream(path: Path, compressed: bool) -> BinaryIO | GzipReader:
     return GzipReader(path) if compressed else open(path, "rb")
 
 
-def open_nifti(path: Path, axes: str | None = None) -> NiftiSource:
+def open_nifti(path: Path, selection: Selection = NO_CHOICE) -> NiftiSource:
     """Open a NIfTI file.
 
     Parameters
     ----------
     path : Path
-    axes : str, optional
-        One letter out of ``tczyx`` per axis of the array as it lies in the file, slowest first (x last), axes of
-        length one after the third left out; without it a fourth axis is time and a fifth the channels.
+    selection : Selection
+        ``axes``: one letter out of ``tczyx`` per axis of the array as it lies in the file, slowest first (x last), axes
+        of length one after the third left out; without it a fourth axis is time and a fifth the channels.
+        ``timepoint``.
 
     Raises
     ------
@@ -214,7 +217,7 @@ def open_nifti(path: Path, axes: str | None = None) -> NiftiSource:
         offset = int(header.get_data_offset())
     except (HeaderDataError, ValueError) as error:
         raise unreadable(path, error) from error
-    names, lengths = file_axes(shape, axes, path)
+    names, lengths, time = file_axes(shape, selection, path)
     dtype = accepted_dtype(stored, path)
     scaling = None if slope is None or (slope, intercept) == (1, 0) else (float(slope), float(intercept or 0.0))
     check_size(path, offset + prod(lengths) * stored.itemsize, compressed)
@@ -232,6 +235,7 @@ def open_nifti(path: Path, axes: str | None = None) -> NiftiSource:
         warnings=list(spacing.warnings),
         axes=names,
         chunk=(1, lengths[-2], lengths[-1]) if compressed else (1, 1, lengths[-1]),
+        timepoint=time,
         compressed=compressed,
         stored=stored,
         offset=offset,
@@ -249,8 +253,9 @@ def orientation_forms(header: nib.Nifti1Header) -> tuple[tuple[int, np.ndarray],
     return tuple(found)
 
 
-def file_axes(shape: tuple[int, ...], axes: str | None, path: Path) -> tuple[str, tuple[int, ...]]:
-    """Axis letters and lengths as the voxels lie in the file, slowest first."""
+def file_axes(shape: tuple[int, ...], selection: Selection, path: Path) -> tuple[str, tuple[int, ...], int]:
+    """Axis letters and lengths as the voxels lie in the file, slowest first, and the index on the time axis."""
+    axes = selection.axes
     padded = shape + (1,) * (3 - len(shape))
     kept = [i for i, length in enumerate(padded) if i < 3 or length > 1]
     lengths = tuple(padded[i] for i in reversed(kept))
@@ -258,10 +263,10 @@ def file_axes(shape: tuple[int, ...], axes: str | None, path: Path) -> tuple[str
     names = default if axes is None else axes.lower()
     if axes is not None and len(axes) == 2 and padded[2] == 1 and len(kept) == 3:
         names = "z" + names
-    check_axes(path, names, lengths)
+    time = check_axes(path, names, lengths, selection.timepoint)
     if not names.endswith("yx"):
         raise bad_axes(path, names, lengths)
-    return names, lengths
+    return names, lengths, time
 
 
 def read_spacing(sizes: np.ndarray, shape: tuple[int, ...], unit: int, path: Path) -> tuple[Spacing, float]:

@@ -23,6 +23,7 @@ from voxelmill.errors import BadDataError, InputMissingError, RefusedError, Usag
 from voxelmill.formats.base import (
     ImageSource,
     InPlace,
+    Selection,
     accepted_dtype,
     bad_axes,
     check_axes,
@@ -56,7 +57,7 @@ class ZarrSource(ImageSource):
     metadata: dict[str, Any] = field(repr=False)
 
     def _read(self, channel: int, box: Box) -> np.ndarray:
-        at = {"c": slice(channel, channel + 1), "t": slice(0, 1)}
+        at = {"c": slice(channel, channel + 1), "t": slice(self.timepoint, self.timepoint + 1)}
         at |= {axis: slice(*pair) for axis, pair in zip("zyx", box, strict=True)}
         data = np.asarray(self.array[tuple(at[axis] for axis in self.axes)])
         order = [i for i, axis in enumerate(self.axes) if axis not in "zyx"]
@@ -90,17 +91,15 @@ class MissingChunks(Sequence[str]):
         return list(itertools.islice(self, last))[at]
 
 
-def open_ome_zarr(path: Path, axes: str | None = None, level: int | None = None) -> ZarrSource:
+def open_ome_zarr(path: Path, selection: Selection) -> ZarrSource:
     """Open an image in a Zarr folder: an NGFF image, or an array without metadata.
 
     Parameters
     ----------
     path : Path
         Folder of the image or of the array.
-    axes : str, optional
-        One letter out of ``tczyx`` per axis of the array; overrules the metadata.
-    level : int, optional
-        Resolution level of an NGFF image; the finest without it.
+    selection : Selection
+        ``axes``, ``timepoint``, and of an NGFF image the ``level``, the finest without it.
 
     Raises
     ------
@@ -111,7 +110,7 @@ def open_ome_zarr(path: Path, axes: str | None = None, level: int | None = None)
     """
     metadata = read_metadata(path)
     if is_array(metadata):
-        return _open_plain(path, metadata, axes)
+        return _open_plain(path, metadata, selection)
     attributes = metadata.get("attributes") or {}
     ngff = attributes.get("ome", attributes)
     prefix = ""
@@ -133,12 +132,15 @@ def open_ome_zarr(path: Path, axes: str | None = None, level: int | None = None)
             remedy=f"name the image or the array inside it; there are: {', '.join(_members(path)[:8]) or 'none'}",
         )
     try:
-        return _open_multiscale(path, prefix, multiscales[0], ngff, axes, level or 0)
+        return _open_multiscale(path, prefix, multiscales[0], ngff, selection)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise BadDataError(f"the NGFF metadata are damaged: {error!r}", file=path) from error
 
 
-def _open_plain(path: Path, metadata: dict[str, Any], axes: str | None) -> ZarrSource:
+def _open_plain(path: Path, metadata: dict[str, Any], selection: Selection) -> ZarrSource:
+    if selection.level:
+        raise UsageError(f"level {selection.level} of an array that has no other resolutions", file=path)
+    axes = selection.axes
     shape = tuple(metadata["shape"])
     named = metadata.get("dimension_names") or (metadata.get("attributes") or {}).get("_ARRAY_DIMENSIONS")
     names = axes.lower() if axes else ""
@@ -146,10 +148,12 @@ def _open_plain(path: Path, metadata: dict[str, Any], axes: str | None) -> ZarrS
         names = "".join(named).lower() if all(len(name) == 1 for name in named) else ""
     if not names:
         names = {2: "yx", 3: "zyx"}.get(len(shape), "")
-    return _source(path, "", names, metadata, f"Zarr {metadata['zarr_format']}", Spacing(), (0.0, 0.0, 0.0), 0, ())
+    kind = f"Zarr {metadata['zarr_format']}"
+    return _source(path, "", names, metadata, kind, Spacing(), (0.0, 0.0, 0.0), selection.timepoint, ())
 
 
-def _open_multiscale(path: Path, prefix: str, multiscale: dict, ngff: dict, axes: str | None, level: int) -> ZarrSource:
+def _open_multiscale(path: Path, prefix: str, multiscale: dict, ngff: dict, selection: Selection) -> ZarrSource:
+    axes, level = selection.axes, selection.level or 0
     datasets = multiscale["datasets"]
     if not 0 <= level < len(datasets):
         raise UsageError(f"level {level} of an image with {len(datasets)} levels", file=path)
@@ -178,7 +182,8 @@ def _open_multiscale(path: Path, prefix: str, multiscale: dict, ngff: dict, axes
     version = str(ngff.get("version") or multiscale.get("version") or "")
     channels = [channel.get("label", "") for channel in (ngff.get("omero") or {}).get("channels", [])]
     channel_names = tuple(channels) if channels and all(channels) else ()
-    return _source(path, inside, names, metadata, f"OME-Zarr {version}".strip(), spacing, origin, level, channel_names)
+    kind = f"OME-Zarr {version}".strip()
+    return _source(path, inside, names, metadata, kind, spacing, origin, selection.timepoint, channel_names)
 
 
 def _source(
@@ -189,11 +194,11 @@ def _source(
     kind: str,
     spacing: Spacing,
     origin: Triple,
-    level: int,
+    timepoint: int | None,
     channel_names: tuple[str, ...],
 ) -> ZarrSource:
     shape = tuple(int(length) for length in metadata["shape"])
-    check_axes(path, names, shape)
+    time = check_axes(path, names, shape, timepoint)
     dtype = accepted_dtype(array_dtype(metadata, path), path)
     check_codecs(metadata, path)
     files, decoded = chunk_shapes(metadata)
@@ -216,12 +221,13 @@ def _source(
         dtype=dtype,
         spacing=spacing.value,
         spacing_origin=spacing.origin,
-        in_place=InPlace(inside, names, level) if native else None,
+        in_place=InPlace(inside, names, time) if native else None,
         warnings=list(spacing.warnings),
         axes=names,
         origin=origin,
         channel_names=channel_names,
         chunk=shape_czyx(names, files)[1:],
+        timepoint=time,
         inside=inside,
         array=array,
         metadata=metadata,

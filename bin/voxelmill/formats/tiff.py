@@ -26,6 +26,7 @@ from defusedxml.common import DefusedXmlException
 from voxelmill.errors import BadDataError, InputMissingError, RefusedError
 from voxelmill.formats.base import (
     ImageSource,
+    Selection,
     accepted_dtype,
     bad_axes,
     check_axes,
@@ -70,8 +71,8 @@ class TiffSource(ImageSource):
         (z0, z1), rows, columns = box
         if not _pages_are_planes(self.series):
             data = self.series.asarray().astype(self.dtype, copy=False)
-            data = data.transpose([self.axes.index(axis) for axis in "tczyx" if axis in self.axes]).reshape(self.shape)
-            return data[channel][slices(box)]
+            data = data.transpose([self.axes.index(axis) for axis in "tczyx" if axis in self.axes])
+            return data.reshape(-1, *self.shape)[self.timepoint, channel][slices(box)]
         sample = channel if self._samples else 0
         if "z" not in self.leading and "z" in self.axes:
             return self._page_box(self._page_number(channel, 0), sample, (z0, z1), rows, columns)
@@ -86,7 +87,7 @@ class TiffSource(ImageSource):
         return "c" in self.axes and "c" not in self.leading
 
     def _page_number(self, channel: int, z: int) -> int:
-        at = {"c": channel, "z": z, "t": 0}
+        at = {"c": channel, "z": z, "t": self.timepoint}
         lengths = self.series.shape[: len(self.leading)]
         number = 0
         for axis, length in zip(self.leading, lengths, strict=True):
@@ -158,14 +159,15 @@ class TiffSource(ImageSource):
         self.tif.close()
 
 
-def open_tiff(path: Path, axes: str | None = None) -> TiffSource:
+def open_tiff(path: Path, selection: Selection) -> TiffSource:
     """Open a TIFF of any flavour that holds one image.
 
     Parameters
     ----------
     path : Path
-    axes : str, optional
-        Overrules the file's own axes: one letter out of ``tczyx`` for each that has a length above one.
+    selection : Selection
+        ``axes`` overrules the file's own: one letter out of ``tczyx`` for each that has a length above one;
+        ``timepoint``.
 
     Raises
     ------
@@ -184,13 +186,13 @@ def open_tiff(path: Path, axes: str | None = None) -> TiffSource:
     except Exception as error:
         raise unreadable(path, error) from error
     try:
-        return _open(tif, path, size, count, axes)
+        return _open(tif, path, size, count, selection)
     except BaseException:
         tif.close()
         raise
 
 
-def _open(tif: tifffile.TiffFile, path: Path, size: int, count: int, axes: str | None) -> TiffSource:
+def _open(tif: tifffile.TiffFile, path: Path, size: int, count: int, selection: Selection) -> TiffSource:
     first = tif.pages.first
     check_first_page(first, path, size, count)
     xml = read_ome_xml(first.description, path)
@@ -207,7 +209,7 @@ def _open(tif: tifffile.TiffFile, path: Path, size: int, count: int, axes: str |
         check_ome(xml, every, count, path)
     check_series(tif, every, count, path)
     check_extent(series, pages, path, size)
-    names, rgb = series_axes(series, path, axes)
+    names, rgb, time = series_axes(series, path, selection)
     shape = tuple(series.shape)
     if not _pages_are_planes(series) and series.size * series.dtype.itemsize > SMALL:
         raise bad_axes(path, names, shape)
@@ -224,6 +226,7 @@ def _open(tif: tifffile.TiffFile, path: Path, size: int, count: int, axes: str |
         axes=names,
         channel_names=ome_channel_names(xml),
         chunk=_chunk(series.keyframe, series.dataoffset is not None),
+        timepoint=time,
         tif=tif,
         series=series,
         leading=names[: len(names) - len(series.keyframe.shape)],
@@ -391,12 +394,13 @@ def _segment_count(key: tifffile.TiffPage) -> int:
     return prod(key.chunked)
 
 
-def series_axes(series: tifffile.TiffPageSeries, path: Path, axes: str | None) -> tuple[str, bool]:
-    """Axes of a series in letters out of ``tczyx``, and whether its samples are red, green and blue.
+def series_axes(series: tifffile.TiffPageSeries, path: Path, selection: Selection) -> tuple[str, bool, int]:
+    """Axes of a series in letters out of ``tczyx``, whether its samples are red, green and blue, and the time index.
 
     One axis without a name is z; axes without a name and of length one mean nothing.
     """
     key = series.keyframe
+    axes = selection.axes
     shape = tuple(series.shape)
     own = _named_axes(series)
     rgb = "S" in key.axes and key.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
@@ -412,11 +416,11 @@ def series_axes(series: tifffile.TiffPageSeries, path: Path, axes: str | None) -
         names = "".join(letters) if "?" not in letters else own
     if len(names) != len(shape):
         raise bad_axes(path, names if axes is not None else own, shape)
-    check_axes(path, names, shape)
+    time = check_axes(path, names, shape, selection.timepoint)
     page = names[len(names) - len(key.shape) :]
     if _pages_are_planes(series) and page.replace("c", "").replace("z", "") != "yx":
         raise bad_axes(path, names, shape)
-    return names, rgb
+    return names, rgb, time
 
 
 def _named_axes(series: tifffile.TiffPageSeries) -> str:
