@@ -28,7 +28,7 @@ workflow {
         export: params.export,
         options: [
             pack: flags(values, ['folds', 'checkpoint', 'spacing_unit', 'trust_model']),
-            check: flags(values, ['channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'allow_spacing_mismatch', 'min_object_volume']),
+            check: flags(values, ['axes', 'series', 'timepoint', 'level', 'dataset', 'channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'allow_spacing_mismatch', 'min_object_volume']),
             import_image: flags(values, ['shard_size']),
             plan: flags(values, ['step_size', 'mirroring', 'engine', 'device', 'threads', 'tile_size', 'task_minutes', 'memory_budget', 'shard_size']),
             label: flags(values, ['components_of', 'connectivity']),
