@@ -19,9 +19,9 @@ import zarr
 
 from images import assert_boxes_equal, noise, whole
 from voxelmill.errors import BadDataError, RefusedError, UsageError
-from voxelmill.formats import Selection, missing_chunks, nifti, open_image
-from voxelmill.formats.nifti import GzipReader
+from voxelmill.formats import Selection, missing_chunks, open_image, streams
 from voxelmill.formats.spacing import checked, micrometres_per
+from voxelmill.formats.streams import InflateReader
 
 PIPELINES = ("zarr.core.codec_pipeline.BatchedCodecPipeline", "zarrs.ZarrsCodecPipeline")
 BIN = Path(__file__).parents[2] / "bin"
@@ -136,10 +136,10 @@ def test_compressed_nifti_is_read_once_and_its_checksum_compared(
     path = tmp_path / "a.nii.gz"
     nib.save(nib.Nifti1Image(volume.T, np.eye(4)), path)
     decoded = []
-    real = GzipReader._decode
-    monkeypatch.setattr(GzipReader, "_decode", lambda self, limit: decoded.append(data := real(self, limit)) or data)
-    monkeypatch.setattr(nifti, "SPAN", 2 * 64 * 64)
-    monkeypatch.setattr(nifti, "STATES", 16)
+    real = InflateReader._decode
+    monkeypatch.setattr(InflateReader, "_decode", lambda self, limit: decoded.append(data := real(self, limit)) or data)
+    monkeypatch.setattr(streams, "SPAN", 2 * 64 * 64)
+    monkeypatch.setattr(streams, "STATES", 16)
     with open_image(path) as source:
         decoded.clear()
         for z in range(0, 40, 8):
