@@ -54,6 +54,7 @@ def memory_bytes(text: str) -> int:
 @click.option("--missing-chunks", default="error", type=click.Choice(["error", "fill"]))
 @click.option("--nonfinite", default="error", type=click.Choice(["error", "zero"]))
 @click.option("--check", default="header", type=click.Choice(["header", "full"]))
+@click.option("--workers", default=1, help="CPUs of the task.")
 @click.option("--allow-spacing-mismatch", is_flag=True)
 @click.option("--min-object-volume", default=0.0)
 @click.option("--threads", default=2)
@@ -83,6 +84,7 @@ def main(
             fill_missing=values["missing_chunks"] == "fill",
             nonfinite=values["nonfinite"],
             full=values["check"] == "full",
+            workers=values["workers"],
             allow_spacing_mismatch=values["allow_spacing_mismatch"],
             min_object_volume=values["min_object_volume"],
             plan=Options(

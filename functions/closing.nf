@@ -29,6 +29,6 @@ def lastWords(log_file) {
     if (start < 0) {
         return lines.takeRight(12)
     }
-    def rest = lines.size() - start - 40
-    return lines.drop(start).take(40) + (rest > 0 ? ["... ${rest} more lines in ${log_file}"] : [])
+    def rest = lines.size() - start - 120
+    return lines.drop(start).take(120) + (rest > 0 ? ["... ${rest} more lines in ${log_file}"] : [])
 }

@@ -1,16 +1,20 @@
 // What --input names. Only names are read here: opening the images is CHECK_INPUT's work, in a task.
 include { fingerprint } from './digests'
 
-// A samplesheet, one image, a folder or a glob
+// A samplesheet, one image, a folder or a glob; with `stack` a folder is one image whose slices are its files
 // -> [sheet: path or null, images: paths in the order in which CHECK_INPUT numbers them, from 1]
-def readInput(text) {
+def readInput(text, stack = false) {
     refuseControlCharacters([text])
     def input = file(text, glob: false)
     if (!input.exists()) {
-        return [sheet: null, images: namedImages(file(text, type: 'any').with { found -> [found].flatten() }, text)]
+        def found = [file(text, type: 'any')].flatten()
+        return [sheet: null, images: stack ? namedStacks(found, text) : namedImages(found, text)]
     }
     if (input.name.toLowerCase().endsWith('.csv')) {
         return [sheet: input, images: sheetImages(input)]
+    }
+    if (stack) {
+        return [sheet: null, images: namedStacks([input.toAbsolutePath().normalize()], text)]
     }
     if (input.isDirectory() && !isZarr(input)) {
         return [sheet: null, images: namedImages(input.listFiles().toList(), text)]
@@ -21,12 +25,37 @@ def readInput(text) {
 
 // Image files among others, in name order; what is no image by its name is left aside aloud.
 def namedImages(found, text) {
+    def visible = visibleOf(found)
+    def images = visible.findAll { path -> isImage(path) }
+    if (!images && visible && visible.every { path -> path.isDirectory() }) {
+        error("""--input: ${text} holds folders and no image: ${fewNames(visible)}
+            |If each of them is one image, a stack of slices: --input '${text}/*' --stack. If they hold images: --input '${text}/*/*'""".stripMargin())
+    }
+    return chosenOf(visible, images, text)
+}
+
+// Folders of slices among others, in name order.
+def namedStacks(found, text) {
+    def visible = visibleOf(found)
+    def stacks = visible.findAll { path -> isStack(path) }
+    if (!stacks && visible) {
+        def inside = visible.any { path -> path.isDirectory() && visibleOf(path.listFiles().toList()).any { inner -> inner.isDirectory() } }
+        error("""--input: with --stack ${text} must name a folder whose files are the slices of one image, and there is no such file in ${fewNames(visible)}
+            |${inside ? "For one image per folder inside: --input '${text}/*' --stack" : 'Leave out --stack for images that are files.'}""".stripMargin())
+    }
+    return chosenOf(visible, stacks, text)
+}
+
+def visibleOf(found) {
     def visible = found.findAll { path -> path.exists() && !path.name.startsWith('.') }.sort { path -> path.name }
     refuseControlCharacters(visible.collect { path -> path.name })
-    def images = visible.findAll { path -> isImage(path) }
+    return visible
+}
+
+def chosenOf(visible, images, text) {
     def others = visible - images
     if (!images) {
-        error("--input: nothing like an image at ${text}${others ? ' (found ' + others.take(5)*.name.join(', ') + ')' : ''}")
+        error("--input: nothing like an image at ${text}${others ? ' (found ' + fewNames(others) + ')' : ''}")
     }
     if (others) {
         log.warn("--input: not taken for images: ${others.collect { path -> path.name }.join(', ')}")
@@ -34,8 +63,17 @@ def namedImages(found, text) {
     return images
 }
 
+def fewNames(paths) {
+    return paths.take(5).collect { path -> path.name }.join(', ') + (paths.size() > 5 ? ', ...' : '')
+}
+
 def isImage(path) {
-    return path.isDirectory() ? isZarr(path) : path.name ==~ /(?i).+\.(tiff?|btf|tf[28]|nii|nii\.gz)/
+    return path.isDirectory() ? isZarr(path) : path.name ==~ /(?i).+\.(tiff?|btf|tf[28]|nii|nii\.gz|mh[ad]|nrrd|nhdr|png|jpe?g|h5|hdf5)/
+}
+
+// A folder that is no Zarr image and holds a file that could be a slice.
+def isStack(path) {
+    return path.isDirectory() && !isZarr(path) && visibleOf(path.listFiles().toList()).any { file -> isImage(file) && !file.isDirectory() }
 }
 
 def isZarr(path) {

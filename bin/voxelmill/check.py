@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -12,8 +15,16 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from voxelmill.errors import BadDataError, Faults, InputMissingError, UsageError, VoxelmillError, several
-from voxelmill.files import read_json, sha256_tree
+from voxelmill.errors import (
+    BadDataError,
+    Faults,
+    FaultsError,
+    InputMissingError,
+    UsageError,
+    VoxelmillError,
+    several,
+)
+from voxelmill.files import read_json, sha256_tree, write_bytes
 from voxelmill.fit import CheckOptions, Fit, fit_model
 from voxelmill.forecast import FIGURES, Checked, check_disk, name_batches
 from voxelmill.formats import ImageSource, Selection, ZarrSource, missing_chunks, open_image
@@ -22,6 +33,11 @@ from voxelmill.overlay import fit_labels
 from voxelmill.samplesheet import UNUSED, LabelFile, Rejected, Row, printable, read_sheet, rows_of_images
 
 STEP_BYTES = 64 << 20
+
+OPENERS = 4
+"""Files whose headers are read at a time, however few the CPUs: this is waiting for disks and networks."""
+
+FAULTS_FILE = Path("check") / "faults.csv"
 
 Fitting = Callable[[Row, Sequence[ImageSource], CheckOptions, Faults], Fit]
 """What a sample's files are compared with: the model, or each other."""
@@ -73,22 +89,67 @@ def check_input(
         rows, rejected, named = read_sheet(sheet, read_json(schema))
         refuse_other_reading(sheet, rows, found, named, images)
     entries, estimates = [], {}
-    for row, fitting in fittings(rows, config):
-        try:
-            entry, figures = check_row(row, found, fitting, options)
-        except VoxelmillError as error:
-            error.sample = row.sample
-            rejected.append(Rejected(row.sample, error))
+    for outcome in check_rows(fittings(rows, config), found, options):
+        if isinstance(outcome, Rejected):
+            rejected.append(outcome)
         else:
+            entry, figures = outcome
             entries.append(entry)
-            estimates[row.sample] = figures
+            estimates[entry["id"]] = figures
     if rejected and not (options.skip_bad and entries):
-        raise several(one.error for one in rejected)
+        raise with_all_faults(several(one.error for one in rejected))
     name_batches(entries, separate=options.skip_bad)
-    skipped = [{"id": one.sample, "error": str(one.error)} for one in rejected]
+    skipped = [{"id": one.sample, "error": messages(one.error)} for one in rejected]
     result = Checked(entries, skipped, estimates)
     check_disk(Path.cwd(), result.total["work_bytes"])
     return result
+
+
+def check_rows(
+    rows: Sequence[tuple[Row, Fitting]], staged: Mapping[int, Path], options: CheckOptions
+) -> list[tuple[dict[str, Any], dict[str, float]] | Rejected]:
+    """Check several samples at a time -> entry and estimate of each, or what is wrong with it, in the rows' order.
+
+    Threads, because the work is waiting for files and decoding them, which lets other threads run: 64 MB of deflate
+    take 1.8 times less on two of them, and headers on a network disk as many times less as there are threads. Two
+    hundred small files on a local disk take 0.3 s in one thread and 0.5 s in several.
+    """
+
+    def outcome(pair: tuple[Row, Fitting]) -> tuple[dict[str, Any], dict[str, float]] | Rejected:
+        row, fitting = pair
+        try:
+            return check_row(row, staged, fitting, options)
+        except VoxelmillError as error:
+            error.sample = row.sample
+            return Rejected(row.sample, error)
+
+    threads = options.workers if options.full else max(options.workers, OPENERS)
+    with ThreadPoolExecutor(max(1, min(threads, len(rows)))) as pool:
+        return list(pool.map(outcome, rows))
+
+
+def messages(error: VoxelmillError) -> str:
+    """One message per fault, which the report shows sample by sample."""
+    return error.messages if isinstance(error, FaultsError) else str(error)
+
+
+def with_all_faults(error: VoxelmillError) -> VoxelmillError:
+    """The error; where it is a table that leaves some faults out, all of them are written to a file that it names."""
+    if isinstance(error, FaultsError) and error.hidden:
+        error.place = FAULTS_FILE.absolute()
+        write_faults(FAULTS_FILE, error.faults)
+    return error
+
+
+def write_faults(path: Path, faults: Iterable[VoxelmillError]) -> None:
+    """All faults as CSV. Cells that a spreadsheet would take for a formula get an apostrophe in front."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("sample", "file", "what is wrong", "what was expected", "what to do"))
+    for fault in faults:
+        cells = (str(cell or "") for cell in (fault.sample, fault.file, fault.found, fault.expected, fault.remedy))
+        writer.writerow([f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell for cell in cells])
+    write_bytes(path, text.getvalue().encode())
 
 
 def fittings(rows: Iterable[Row], config: ModelConfig | None) -> list[tuple[Row, Fitting]]:
@@ -175,8 +236,7 @@ def check_row(
                     refuse_missing_chunks(source)
                 if options.full:
                     read_all(source)
-        with faults.collect():
-            check_sums(row, staged)
+        check_sums(row, staged, faults)
         if len(files) < len(row.files):
             raise several(faults.found)
         sources = files[: len(names)]
@@ -248,21 +308,26 @@ def read_all(source: ImageSource) -> None:
                 source.read(channel, ((z, min(z + deep, depth)), (y, min(y + rows, length)), (0, width)))
 
 
-def check_sums(row: Row, staged: Mapping[int, Path]) -> None:
-    """Compare files with the digests in the sheet: one for every image, and one more where the labels have theirs."""
+def check_sums(row: Row, staged: Mapping[int, Path], faults: Faults) -> None:
+    """Compare files with the digests in the sheet: one for every image, and one more where the labels have theirs.
+
+    The digest of a folder is that of `voxelmill.files.sha256_tree`.
+    """
     text = row.get("sha256")
     if text is None:
         return
     digests = text.lower().split(";")
     if len(digests) not in (len(row.images), len(row.files)):
-        raise BadDataError(f"{len(digests)} sha256 for {len(row.files)} files")
-    for (number, _), expected in zip(row.files, digests, strict=False):
-        if number in staged and (found := sha256_tree(staged[number])) != expected:
-            raise BadDataError(
-                f"the SHA-256 of {printable(staged[number].name)} is {found}",
-                expected=expected,
-                remedy="copy the file again from its origin",
-            )
+        with faults.collect():
+            raise BadDataError(f"{len(digests)} sha256 for {len(row.files)} files")
+    for (number, name), expected in zip(row.files, digests, strict=False):
+        with faults.collect(printable(name)):
+            if number in staged and (found := sha256_tree(staged[number])) != expected:
+                raise BadDataError(
+                    f"the SHA-256 of {printable(staged[number].name)} is {found}",
+                    expected=expected,
+                    remedy="copy the file again from its origin",
+                )
 
 
 def agree(sources: Sequence[ImageSource], names: Sequence[str]) -> None:

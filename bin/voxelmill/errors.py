@@ -8,9 +8,12 @@ or to the CPU), 137 with more memory.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 OK = 0
 USAGE = 2
@@ -26,6 +29,12 @@ MODEL_MISMATCH = 78
 HOST_MEMORY = 137
 
 MAX_LINES = 12
+
+TABLE_WIDTH = 118
+"""Of a table of faults in letters: Nextflow moves it to the right by two, and a terminal has 120."""
+
+TABLE_ROWS, SAMPLE_ROWS, CELL_LINES = 50, 5, 8
+"""How much of it is shown: faults in all, faults of one sample, lines of a cell. More than that is not read."""
 
 
 class VoxelmillError(Exception):
@@ -110,15 +119,90 @@ class ModelMismatchError(VoxelmillError):
 
 
 class FaultsError(VoxelmillError):
-    """All faults of an input at once; the exit code is that of the first."""
+    """All faults of an input at once; the exit code is that of the first.
+
+    Attributes
+    ----------
+    faults : list of VoxelmillError
+    place : Path or None
+        File that holds all of them, named where some are not shown.
+    """
 
     def __init__(self, faults: Iterable[VoxelmillError]):
         self.faults = list(faults)
+        self.place: Path | None = None
         super().__init__(f"{len(self.faults)} faults")
         self.code = self.faults[0].code
 
-    def __str__(self) -> str:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.faults,)
+
+    @property
+    def messages(self) -> str:
+        """Every fault as a message of its own."""
         return "\n\n".join(str(fault) for fault in self.faults)
+
+    @property
+    def shown(self) -> list[VoxelmillError]:
+        """The faults that have a place in the table."""
+        shown: list[VoxelmillError] = []
+        rows: Counter[str | None] = Counter()
+        for fault in self.faults:
+            rows[fault.sample] += 1
+            if len(shown) < TABLE_ROWS and (fault.sample is None or rows[fault.sample] <= SAMPLE_ROWS):
+                shown.append(fault)
+        return shown
+
+    @property
+    def hidden(self) -> int:
+        """How many faults the table leaves out."""
+        return len(self.faults) - len(self.shown)
+
+    def __str__(self) -> str:
+        samples = len({fault.sample for fault in self.faults if fault.sample})
+        told = f"{'error:':<10}{len(self.faults)} faults" + (f" in {samples} samples" if samples > 1 else "")
+        where = f"; all are in {self.place}" if self.place else ""
+        more = [f"and {self.hidden} more{where}"] if self.hidden else []
+        return "\n\n".join([told, fault_table(self.shown), *more])
+
+
+FAULT_COLUMNS = ("sample", "what is wrong", "what was expected", "what to do")
+
+
+def fault_cells(fault: VoxelmillError) -> tuple[str, str, str, str]:
+    """Cells of a fault under `FAULT_COLUMNS`; the file stands before what is wrong with it."""
+    found = f"{fault.file}: {fault.found}" if fault.file else fault.found
+    return fault.sample or "", found, fault.expected or "", fault.remedy or ""
+
+
+def fault_table(faults: Iterable[VoxelmillError]) -> str:
+    """Faults as columns of wrapped text with an empty line between them, no wider than `TABLE_WIDTH`."""
+    rows = [FAULT_COLUMNS, *map(fault_cells, faults)]
+    widths = column_widths([max(len(row[i]) for row in rows) for i in range(len(FAULT_COLUMNS))])
+    blocks = []
+    for row in rows:
+        cells = [wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
+        height = max(map(len, cells))
+        lines = zip(*(cell + [""] * (height - len(cell)) for cell in cells), strict=True)
+        texts = ("  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)) for line in lines)
+        blocks.append("\n".join(text.rstrip() for text in texts))
+    return "\n\n".join(blocks)
+
+
+def column_widths(wanted: Sequence[int]) -> list[int]:
+    """Letters of each column: what it needs where that is less than an even part of what is left, else that part."""
+    left, widths = TABLE_WIDTH - 2 * (len(wanted) - 1), [0] * len(wanted)
+    for done, i in enumerate(sorted(range(len(wanted)), key=lambda i: wanted[i])):
+        widths[i] = min(wanted[i], left // (len(wanted) - done))
+        left -= widths[i]
+    return widths
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of a cell; what is beyond `CELL_LINES` is left out aloud."""
+    return textwrap.wrap(
+        " ".join(text.split()), max(width, 1), max_lines=CELL_LINES, placeholder=" ..." if width > 4 else ""
+    ) or [""]
 
 
 class Faults:

@@ -30,7 +30,7 @@ class CheckOptions:
     """What the user chose for all samples; a samplesheet's cells come first.
 
     ``selection`` is for the images of rows that choose nothing; ``spacing``, ``unit``, ``channel`` and ``box`` are the
-    texts of the params, None where absent.
+    texts of the params, None where absent; ``workers`` is the number of CPUs.
     """
 
     selection: Selection = field(default_factory=Selection)
@@ -45,6 +45,7 @@ class CheckOptions:
     fill_missing: bool = False
     nonfinite: str = "error"
     full: bool = False
+    workers: int = 1
     min_object_volume: float = 0.0
     allow_spacing_mismatch: bool = False
     plan: Options = field(default_factory=Options)

@@ -30,7 +30,9 @@ STARTS = {"semantic": "assemble", "instances": "analyze"}
 
 UNUSED = ("truth", "particle_size")
 
-SUFFIXES = re.compile(r"(\.ome)?\.(tiff?|btf|tf[28]|zarr)$|\.nii(\.gz)?$", re.IGNORECASE)
+SUFFIXES = re.compile(
+    r"(\.ome)?\.(tiff?|btf|tf[28]|zarr)$|\.nii(\.gz)?$|\.(mh[ad]|nrrd|nhdr|png|jpe?g|h5|hdf5)$", re.IGNORECASE
+)
 CHANNEL_SUFFIX = re.compile(r"_(\d{4})$")
 
 

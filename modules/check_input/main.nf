@@ -19,7 +19,7 @@ process CHECK_INPUT {
     def named = sheet ? "--input samplesheet.csv --images ${images instanceof List ? images.size() : 1}" : ''
     """
     ${missing.collect { number -> "rm -r _images/${number}" }.join('\n    ')}
-    check_input.py ${named} --staged _images ${packed ? '--package _package' : ''} --schema ${schema} ${options}
+    check_input.py ${named} --staged _images ${packed ? '--package _package' : ''} --schema ${schema} --workers ${task.cpus} ${options}
     """
 
     stub:

@@ -7,6 +7,9 @@ import hashlib
 import importlib.util
 import json
 import os
+import pickle
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,11 +21,13 @@ import tifffile
 import zarr
 
 from conftest import ROOT
+from voxelmill import check as check_module
 from voxelmill import forecast
-from voxelmill.check import check_input, is_staged_as
+from voxelmill.check import check_input, is_staged_as, with_all_faults
 from voxelmill.errors import (
     BadDataError,
     FaultsError,
+    InputMissingError,
     ModelMismatchError,
     UsageError,
     VoxelmillError,
@@ -31,9 +36,11 @@ from voxelmill.errors import (
 from voxelmill.files import read_json
 from voxelmill.fit import CheckOptions
 from voxelmill.forecast import Checked, name_batches
+from voxelmill.formats import open_image
 from voxelmill.formats.base import NO_CHOICE
 from voxelmill.model.config import ModelConfig
 from voxelmill.model.package import load_config, new_package, weights_name
+from voxelmill.planning import Options
 from voxelmill.samplesheet import read_sheet, rows_of_images
 
 SCHEMA = ROOT / "assets" / "schema_input.json"
@@ -326,11 +333,78 @@ def test_all_faults_of_all_samples_at_once(tmp_path: Path) -> None:
     assert told == [("gone", 66), ("none", 65), ("two", 78), ("two", 65)]
     assert caught.value.code == 66
     assert all(len(str(fault).splitlines()) <= 12 for fault in caught.value.faults)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "error:    4 faults in 3 samples"
+    assert lines[2].split("  ")[0] == "sample" and max(map(len, lines)) <= 118
+    assert [line.split()[0] for line in lines[3:] if line[:1].strip()] == ["gone", "none", "two", "two"]
+    assert not list(tmp_path.rglob("faults.csv"))
     result = run(tmp_path, rows, skip_bad=True)
     assert [entry["id"] for entry in result.samples] == ["good"]
     assert [row["id"] for row in result.skipped] == ["gone", "none", "two"]
+    two = result.skipped[2]["error"].split("\n\n")
+    assert len(two) == 2 and all(text.startswith("error:    ") for text in two)
     with pytest.raises(FaultsError):
         run(tmp_path, rows[1:], skip_bad=True)
+
+
+def test_a_long_table_is_cut_and_a_file_has_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty faults, five of a sample, eight lines of a cell; the file's cells are no formulas."""
+    monkeypatch.chdir(tmp_path)
+    errors: list[VoxelmillError] = [
+        BadDataError("=1+1 " + "bad " * n, sample="first", file=f"{n}.tif", remedy="x " * 400) for n in range(8)
+    ]
+    errors += [InputMissingError("gone", sample=f"s{n}", file=f"{n}.tif", expected="a file") for n in range(60)]
+    told = with_all_faults(FaultsError(errors))
+    text = str(told)
+    lines = text.splitlines()
+    assert lines[0] == "error:    68 faults in 61 samples"
+    assert lines[-1] == f"and 18 more; all are in {tmp_path}/check/faults.csv"
+    assert max(map(len, lines[:-1])) <= 118 and max(len(part.splitlines()) for part in text.split("\n\n")) == 8
+    assert sum(line.startswith("first") for line in lines) == 5 and text.count("a file") == 45
+    assert [len(line) for line in lines if "4.tif" in line] and "5.tif: =1" not in text
+    with open("check/faults.csv", newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["file"] for row in rows] == [f"{n}.tif" for n in (*range(8), *range(60))]
+    assert rows[1]["what is wrong"] == "'=1+1 bad " and rows[1]["what to do"] == "x " * 400
+    copied = pickle.loads(pickle.dumps(told))
+    assert (copied.code, len(copied.faults)) == (65, 68)
+
+
+def test_images_are_opened_at_the_same_time_and_told_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first file is the slowest: its sample is still the first. No more files are open than there are threads."""
+    rows = [{"sample": f"s{n}", "image": f"{n}.tif"} for n in range(9)]
+    for n in range(9):
+        write_image(tmp_path / f"{n}.tif", spacing=None if n % 4 == 3 else (2, 1, 1))
+    now, most, together = set[int](), [0], threading.Barrier(4)
+
+    def slowly(path: Path, *selection: Any) -> Any:
+        now.add(threading.get_ident())
+        most[0] = max(most[0], len(now))
+        if path.name in ("0.tif", "1.tif", "2.tif", "3.tif"):
+            together.wait(20)
+        time.sleep(0.05 if path.name == "0.tif" else 0.01)
+        now.discard(threading.get_ident())
+        return open_image(path, *selection)
+
+    alone = run(tmp_path, rows, skip_bad=True, full=True, workers=1)
+    monkeypatch.setattr(check_module, "open_image", slowly)
+    assert run(tmp_path, rows, skip_bad=True) == alone
+    assert run(tmp_path, rows, skip_bad=True, full=True, workers=4) == alone
+    assert most == [4]
+    with pytest.raises(FaultsError) as caught:
+        run(tmp_path, rows, full=True, workers=4)
+    assert [fault.sample for fault in caught.value.faults] == ["s3", "s7"]
+    assert [entry["id"] for entry in alone.samples] == [f"s{n}" for n in range(9) if n % 4 != 3]
+
+
+def test_memory_that_no_tile_fits_is_told_for_every_sample(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.tif")
+    write_image(tmp_path / "b.tif", spacing=None)
+    with pytest.raises(FaultsError) as caught:
+        run(tmp_path, images=["a.tif", "a.tif", "b.tif"], plan=Options(memory_budget=1_000_000))
+    assert [(fault.sample, fault.code) for fault in caught.value.faults] == [("a", 2), ("a-2", 2), ("b", 65)]
+    text = str(caught.value.faults[0])
+    assert all(words in text for words in ("smallest tile needs", "--memory_budget", "sample:   a"))
 
 
 @pytest.mark.parametrize(
@@ -499,6 +573,25 @@ def test_checksums(tmp_path: Path) -> None:
     assert run(tmp_path, [{"sample": "a", "image": "a.tif", "sha256": good.upper()}]).samples[0]["id"] == "a"
     with pytest.raises(BadDataError, match="SHA-256"):
         run(tmp_path, [{"sample": "a", "image": "a.tif", "sha256": "0" * 64}])
+
+
+def test_checksums_of_a_folder_and_of_every_file_of_a_row(tmp_path: Path) -> None:
+    """A folder's digest is over its files with their names, in the order of their paths; each wrong file is told."""
+    zarr.create_array(tmp_path / "a.zarr", shape=(8, 20, 20), chunks=(4, 20, 20), dtype="u1")[:] = 1
+    files = ["c/0/0/0", "c/1/0/0", "zarr.json"]
+    lines = (f"{name}\0{hashlib.sha256((tmp_path / 'a.zarr' / name).read_bytes()).hexdigest()}\n" for name in files)
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    row = {"sample": "a", "image": "a.zarr", "spacing": "2;1;1"}
+    assert run(tmp_path, [row | {"sha256": digest}]).samples[0]["id"] == "a"
+    (tmp_path / "a.zarr" / "c/1/0/0").rename(tmp_path / "a.zarr" / "c/1/0/1")
+    with pytest.raises(BadDataError, match="SHA-256"):
+        run(tmp_path, [row | {"sha256": digest}], fill_missing=True)
+    write_image(tmp_path / "b.tif")
+    write_labels(tmp_path / "l.tif")
+    row = {"sample": "b", "image": "b.tif", "semantic": "l.tif", "sha256": f"{digest};{digest}"}
+    with pytest.raises(FaultsError) as caught:
+        run(tmp_path, [row], config=None)
+    assert [fault.file for fault in caught.value.faults] == ["b.tif", "l.tif"]
 
 
 def test_zarr_is_read_in_place_and_a_missing_chunk_told(tmp_path: Path) -> None:
