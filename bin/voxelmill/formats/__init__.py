@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import stat
 import zlib
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from pathlib import Path
 
 from voxelmill.errors import BadDataError, InputMissingError, UsageError
 from voxelmill.formats.base import NO_CHOICE, ImageSource, InPlace, Selection, unreadable
+from voxelmill.formats.metaimage import open_metaimage
 from voxelmill.formats.nifti import open_nifti
+from voxelmill.formats.nrrd import open_nrrd
 from voxelmill.formats.ome_zarr import METADATA_FILES, MissingChunks, ZarrSource, missing_chunks, open_ome_zarr
 from voxelmill.formats.tiff import open_tiff
 
@@ -27,8 +30,9 @@ __all__ = [
 ]
 
 TIFF, NIFTI, NIFTI_GZ, ZARR = "TIFF", "NIfTI", "gzip-compressed NIfTI", "Zarr"
+METAIMAGE, NRRD = "MetaImage", "NRRD"
 
-READABLE = f"{TIFF}, OME-TIFF, {NIFTI} (.nii, .nii.gz), OME-Zarr"
+READABLE = f"{TIFF}, OME-TIFF, {NIFTI} (.nii, .nii.gz), {METAIMAGE} (.mha), {NRRD}, OME-Zarr"
 
 MAGIC = {
     b"II*\0": TIFF,
@@ -41,7 +45,7 @@ MAGIC = {
     b"GIF8": "GIF",
     b"BM": "BMP",
     b"\x89HDF": "HDF5",
-    b"NRRD": "NRRD",
+    b"NRRD": NRRD,
     b"\x93NUMPY": "NumPy",
     b"ZISRAW": "Zeiss CZI",
     b"\xda\xce\xbe\x0a": "Nikon ND2",
@@ -52,6 +56,9 @@ MAGIC = {
     b"\xfd7zXZ": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
+
+METAIMAGE_HEAD = re.compile(rb"(?:Comment[ \t]*=.*\n)?(?:ObjectType|NDims)[ \t]*=")
+"""MetaImage begins with a key, not with a magic number."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,8 @@ READERS = {
     TIFF: Reader(open_tiff, (".tif", ".tiff", ".btf", ".tf2", ".tf8"), frozenset({"axes", "timepoint"})),
     NIFTI: Reader(open_nifti, (".nii",), frozenset({"axes", "timepoint"})),
     NIFTI_GZ: Reader(open_nifti, (".nii.gz",), frozenset({"axes", "timepoint"})),
+    METAIMAGE: Reader(open_metaimage, (".mha", ".mhd"), frozenset({"axes", "timepoint"})),
+    NRRD: Reader(open_nrrd, (".nrrd", ".nhdr"), frozenset({"axes", "timepoint"})),
     ZARR: Reader(open_ome_zarr, (".zarr",), frozenset({"axes", "timepoint", "level"})),
 }
 
@@ -180,6 +189,8 @@ def _identify_gzip(path: Path) -> str:
 def _text(head: bytes) -> str:
     if head[128:132] == b"DICM":
         return "DICOM"
+    if METAIMAGE_HEAD.match(head):
+        return METAIMAGE
     printable = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
     if printable < 0.95 * len(head):
         return "unknown data"

@@ -52,6 +52,8 @@ class StreamSource(ImageSource):
         Byte of the file where the stream begins.
     scaling : (float, float) or None
         Slope and intercept from stored to true values.
+    exact : bool
+        Nothing may follow the last voxel.
     """
 
     stored: np.dtype = field(repr=False)
@@ -60,6 +62,7 @@ class StreamSource(ImageSource):
     bits: int | None = field(repr=False, default=None)
     start: int = field(repr=False, default=0)
     scaling: tuple[float, float] | None = field(repr=False, default=None)
+    exact: bool = field(repr=False, default=False)
     handles: dict[int, BinaryIO | InflateReader] = field(repr=False, default_factory=dict)
 
     def _read(self, channel: int, box: Box) -> np.ndarray:
@@ -75,8 +78,9 @@ class StreamSource(ImageSource):
             read_rows(handle, start, rows, columns, row, raw[z - z0], sample)
         if self.bits is not None and handle.tell() == self.offset + prod(self.lengths) * self.stored.itemsize:
             # Only at its end does the stream compare checksum and length.
-            while handle.read(1 << 20):
-                pass
+            while behind := handle.read(1 << 20):
+                if self.exact:
+                    raise left_over(self.path, f"at least {len(behind)}")
         if self.scaling is None:
             return raw
         slope, intercept = self.scaling
@@ -210,29 +214,65 @@ def stream_chunk(lengths: tuple[int, ...], axes: str, compressed: bool) -> tuple
     return (1, at["y"] if compressed else 1, at["x"])
 
 
-def check_size(path: Path, needed: int, bits: int | None, start: int = 0) -> None:
+def left_over(path: Path, count: str) -> BadDataError:
+    return BadDataError(
+        f"the file holds more than its header declares: {count} bytes follow the last voxel",
+        file=path,
+        remedy=COPY_AGAIN,
+    )
+
+
+def check_size(path: Path, needed: int, bits: int | None, start: int = 0, *, exact: bool = False) -> None:
     """Refuse a file that ends before its last voxel.
 
     The last four bytes of a gzip file are the length of what it holds. Where they do not fit, the file is cut, or was
     written in several parts, or has something behind the voxels: then it is read once to know. So is a zlib
     stream, which does not tell its length.
+
+    Parameters
+    ----------
+    path : Path
+    needed : int
+        Bytes of the contents up to the end of the last voxel.
+    bits, start
+        As those of :class:`StreamSource`.
+    exact : bool
+        Refuse a file that goes on behind its last voxel too.
     """
     size = path.stat().st_size
     if bits is None:
-        if needed > size:
-            raise truncated(path, needed, size)
-        return
+        held = size
+    else:
+        check_ratio(path, needed)
+        if bits == GZIP and last_length(path) == needed % 2**32:
+            return
+        held = decoded_length(path, bits, start)
+    if held < needed:
+        raise truncated(path, needed, held)
+    if exact and held > needed:
+        raise left_over(path, str(held - needed))
+
+
+def check_ratio(path: Path, needed: int) -> None:
+    """Refuse a header that declares more than deflate can have put into the file."""
+    size = path.stat().st_size
     if needed > MAX_DEFLATE * size:
         raise BadDataError(
             f"the header declares {needed} bytes of voxels in a compressed file of {size} bytes",
             file=path,
             remedy=COPY_AGAIN,
         )
-    if bits == GZIP:
-        with open(path, "rb") as handle:
-            handle.seek(-4, io.SEEK_END)
-            if int.from_bytes(handle.read(4), "little") == needed % 2**32:
-                return
+
+
+def last_length(path: Path) -> int:
+    """The length that a gzip file tells of its last member."""
+    with open(path, "rb") as handle:
+        handle.seek(-4, io.SEEK_END)
+        return int.from_bytes(handle.read(4), "little")
+
+
+def decoded_length(path: Path, bits: int, start: int) -> int:
+    """Bytes that a compressed stream holds; it is read for that."""
     held = 0
     try:
         with open_stream(path, bits, start) as stream:
@@ -240,11 +280,8 @@ def check_size(path: Path, needed: int, bits: int | None, start: int = 0) -> Non
                 held += len(data)
     except EOFError as error:
         raise BadDataError(
-            "the compressed file is truncated: it ends inside its data",
-            file=path,
-            remedy=COPY_AGAIN,
+            "the compressed file is truncated: it ends inside its data", file=path, remedy=COPY_AGAIN
         ) from error
     except zlib.error as error:
         raise unreadable(path, error) from error
-    if held < needed:
-        raise truncated(path, needed, held)
+    return held

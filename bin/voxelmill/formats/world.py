@@ -1,0 +1,60 @@
+"""Where the voxels of medical formats lie in the world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from voxelmill.errors import BadDataError
+from voxelmill.formats.spacing import Triple
+
+LPS = (-1.0, -1.0, 1.0)
+"""What turns left, posterior, superior into NIfTI's right, anterior, superior."""
+
+
+def to_ras(
+    steps: np.ndarray, position: np.ndarray, signs: tuple[float, float, float], factor: float, path: Path
+) -> tuple[np.ndarray, Triple]:
+    """Affine, and the first voxel's position along z, y, x.
+
+    Parameters
+    ----------
+    steps : numpy.ndarray
+        3 x 3, one column per voxel axis (x, y, z): how far and where one voxel leads in the file's world.
+    position : numpy.ndarray
+        Centre of the first voxel in the file's world (x, y, z).
+    signs : tuple of float
+        From the file's world to right, anterior, superior.
+    factor : float
+        Micrometres in the file's unit.
+    path : Path
+
+    Returns
+    -------
+    numpy.ndarray
+        4 x 4, voxel index (x, y, z) to millimetres, right, anterior, superior.
+    tuple of float
+        Micrometres; zero unless the voxel axes are the file's own axes, since a turned image has no position along z,
+        y and x.
+
+    Raises
+    ------
+    BadDataError
+        Where the directions are no directions.
+    """
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(signs)[:, None] * steps * (factor / 1e3)
+    affine[:3, 3] = np.array(signs) * position * (factor / 1e3)
+    lengths = np.linalg.norm(steps, axis=0)
+    volume = abs(np.linalg.det(steps / lengths)) if np.isfinite(affine).all() and (lengths > 0).all() else 0.0
+    if volume < 1e-3:
+        raise BadDataError(
+            f"the directions of the voxel axes are {steps.T.round(6).tolist()}, the position {position.tolist()}",
+            file=path,
+            expected="three finite directions, none in the plane of the others",
+            remedy="correct the file's header",
+        )
+    along = np.array_equal(steps, np.diag(np.abs(np.diag(steps))))
+    z, y, x = (float(value) * factor for value in position[::-1]) if along else (0.0, 0.0, 0.0)
+    return affine, (z, y, x)
