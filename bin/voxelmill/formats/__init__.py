@@ -12,10 +12,13 @@ from pathlib import Path
 
 from voxelmill.errors import BadDataError, InputMissingError, UsageError
 from voxelmill.formats.base import NO_CHOICE, ImageSource, InPlace, Selection, unreadable
+from voxelmill.formats.chunks import MissingChunks
+from voxelmill.formats.hdf5 import open_hdf5
 from voxelmill.formats.metaimage import open_metaimage
 from voxelmill.formats.nifti import open_nifti
 from voxelmill.formats.nrrd import open_nrrd
-from voxelmill.formats.ome_zarr import METADATA_FILES, MissingChunks, ZarrSource, missing_chunks, open_ome_zarr
+from voxelmill.formats.ome_zarr import METADATA_FILES, ZarrSource, open_ome_zarr
+from voxelmill.formats.picture import open_jpeg, open_png
 from voxelmill.formats.tiff import open_tiff
 
 __all__ = [
@@ -30,21 +33,21 @@ __all__ = [
 ]
 
 TIFF, NIFTI, NIFTI_GZ, ZARR = "TIFF", "NIfTI", "gzip-compressed NIfTI", "Zarr"
-METAIMAGE, NRRD = "MetaImage", "NRRD"
+METAIMAGE, NRRD, HDF5, PNG, JPEG = "MetaImage", "NRRD", "HDF5", "PNG", "JPEG"
 
-READABLE = f"{TIFF}, OME-TIFF, {NIFTI} (.nii, .nii.gz), {METAIMAGE} (.mha), {NRRD}, OME-Zarr"
+READABLE = f"{TIFF}, OME-TIFF, {NIFTI} (.nii, .nii.gz), {METAIMAGE} (.mha), {NRRD}, {HDF5}, {PNG}, {JPEG}, OME-Zarr"
 
 MAGIC = {
     b"II*\0": TIFF,
     b"MM\0*": TIFF,
     b"II+\0": TIFF,
     b"MM\0+": TIFF,
-    b"\x89PNG": "PNG",
-    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG": PNG,
+    b"\xff\xd8\xff": JPEG,
     b"\0\0\0\x0cjP": "JPEG 2000",
     b"GIF8": "GIF",
     b"BM": "BMP",
-    b"\x89HDF": "HDF5",
+    b"\x89HDF": HDF5,
     b"NRRD": NRRD,
     b"\x93NUMPY": "NumPy",
     b"ZISRAW": "Zeiss CZI",
@@ -81,13 +84,25 @@ class Reader:
 
 
 READERS = {
-    TIFF: Reader(open_tiff, (".tif", ".tiff", ".btf", ".tf2", ".tf8"), frozenset({"axes", "timepoint"})),
+    TIFF: Reader(
+        open_tiff,
+        (".tif", ".tiff", ".btf", ".tf2", ".tf8"),
+        frozenset({"axes", "series", "timepoint", "level"}),
+    ),
     NIFTI: Reader(open_nifti, (".nii",), frozenset({"axes", "timepoint"})),
     NIFTI_GZ: Reader(open_nifti, (".nii.gz",), frozenset({"axes", "timepoint"})),
     METAIMAGE: Reader(open_metaimage, (".mha", ".mhd"), frozenset({"axes", "timepoint"})),
     NRRD: Reader(open_nrrd, (".nrrd", ".nhdr"), frozenset({"axes", "timepoint"})),
+    HDF5: Reader(open_hdf5, (".h5", ".hdf5", ".hdf", ".he5"), frozenset({"axes", "timepoint", "dataset"})),
+    PNG: Reader(open_png, (".png",), frozenset({"axes"})),
+    JPEG: Reader(open_jpeg, (".jpg", ".jpeg"), frozenset({"axes"})),
     ZARR: Reader(open_ome_zarr, (".zarr",), frozenset({"axes", "timepoint", "level"})),
 }
+
+
+def missing_chunks(source: ImageSource) -> MissingChunks:
+    """See :meth:`ImageSource.missing_chunks`."""
+    return source.missing_chunks()
 
 
 def open_image(path: Path | str, selection: Selection = NO_CHOICE) -> ImageSource:
