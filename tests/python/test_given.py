@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from voxelmill.given import LabelImage, import_labels
 from voxelmill.grid import LabelGrid
 from voxelmill.image import Box, ImageInfo, whole
 from voxelmill.rows import BlockRow, read_rows
-from voxelmill.samplesheet import read_sheet
+from voxelmill.samplesheet import read_sheet, rows_of_images
 
 SHARD = (16, 16, 16)
 
@@ -316,3 +317,49 @@ def test_nextflow_numbers_the_files_of_a_sheet_as_the_check_does(parser: str, tm
     assert {number: name for row in rows for number, name in row.files} == {
         number: name for number, name in enumerate(names, 1) if number not in (4, 5, 6)
     }
+
+
+INPUTS = """
+include {{ readInput }} from '{functions}/inputs'
+
+workflow {{
+    def base = "${{projectDir}}/in"
+    [['many', false], ['many', true], ['stacks', false], ['stacks', true], ['stacks/*', true], ['stacks/*', false],
+     ['many/a.tif', true], ['v.zarr', true], ['many/../stacks/b c', true], ['none', false],
+     ['./many/*.h5', false]].each {{ text, stack ->
+        def said = ''
+        try {{
+            said = readInput("${{base}}/${{text}}", stack).images.collect {{ path -> path.toString() - "${{base}}/" }}
+        }}
+        catch (Exception e) {{
+            said = "refused: ${{(e.message ?: e.cause?.message ?: e.toString()).replace('\\n', ' ')}}"
+        }}
+        println("${{text}} ${{stack}}: ${{said}}")
+    }}
+}}
+"""
+
+
+@pytest.mark.nextflow
+@pytest.mark.parametrize("parser", ["v1", "v2"])
+def test_what_an_input_names_with_and_without_stack(parser: str, tmp_path: Path) -> None:
+    for name in ("many/a.tif", "many/b.h5", "many/notes.txt", "many/.hidden.tif", "stacks/b c/z1.tif", "stacks/a/1.png",
+                 "stacks/empty/notes.txt", "v.zarr/zarr.json"):  # fmt: skip
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "main.nf").write_text(INPUTS.format(functions=ROOT / "functions"))
+    said = nextflow(tmp_path, "-q", "run", "main.nf", parser=parser).stdout
+    told = dict(line.split(": ", 1) for line in said.splitlines() if re.match(r"\S.* (true|false): ", line))
+    assert told["many false"] == "[many/a.tif, many/b.h5]"
+    assert told["many true"] == "[many]"
+    assert "holds folders and no image: a, b c, empty" in told["stacks false"] and "/*' --stack" in told["stacks false"]
+    assert told["stacks/* true"] == "[stacks/a, stacks/b c]"
+    assert "no such file in stacks" in told["stacks true"] and "/stacks/*' --stack" in told["stacks true"]
+    assert "holds folders and no image" in told["stacks/* false"]
+    assert "Leave out --stack" in told["many/a.tif true"] and "Leave out --stack" in told["v.zarr true"]
+    assert told["many/../stacks/b c true"] == "[stacks/b c]"
+    assert "nothing like an image" in told["none false"]
+    assert told["./many/*.h5 false"] == "[many/b.h5]"
+    folders = {"b c": "b_c", "a.nrrd": "a", "x.mha": "x", "y.JPG": "y", "scan.01": "scan.01", "m.h5": "m"}
+    rows = rows_of_images(dict(enumerate(folders, 1)))
+    assert [row.sample for row in rows] == list(folders.values())

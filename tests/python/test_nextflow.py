@@ -77,13 +77,18 @@ def test_the_check_estimates_with_the_options_of_the_plan() -> None:
 FUNCTIONS = """
 include {{ isImage }} from '{functions}/inputs'
 include {{ failure }} from '{functions}/closing'
+include {{ roomFaults }} from '{functions}/outdir'
 include {{ readJson; mutualFaults }} from '{functions}/params'
 
 workflow {{
-    def names = ['a.TIF', 'a.ome.btf', 'a.tf2', 'a.tf8', 'a.nii.gz', 'a.txt']
+    def names = ['a.TIF', 'a.ome.btf', 'a.tf2', 'a.tf8', 'a.nii.gz', 'a.txt'] +
+        ['a.MHA', 'a.mhd', 'a.nrrd', 'a.nhdr', 'a.png', 'a.JPEG', 'a.h5', 'a.hdf5', 'a.raw', 'h5']
     def schema = readJson(file('{functions}/../nextflow_schema.json'))
     def lonely = ['a.tif', 'a.CSV'].collect {{ name -> mutualFaults([input: name, publish_dir_mode: ''], schema) }}
     println("modelless: ${{lonely}}")
+    [['copy', 5], ['copy', 1e18], ['symlink', 1e18]].each {{ mode, needed ->
+        println("room ${{mode}} ${{needed}}: ${{roomFaults('gone/results', mode, needed)}}")
+    }}
     println('images: ' + names.findAll {{ name -> isImage(file(name)) }})
     ['faults', 'killed'].each {{ name ->
         def report = "Error executing process > 'CHECK_INPUT'\\n\\nWork dir:\\n  ${{projectDir}}/${{name}}"
@@ -96,17 +101,20 @@ workflow {{
 @pytest.mark.nextflow
 @pytest.mark.parametrize("parser", ["v1", "v2"])
 def test_names_of_images_and_last_words(parser: str, tmp_path: Path) -> None:
-    faults = "\n\n".join(f"error:    fault {n}\nsample:   s{n}\ndo:       mend it" for n in range(1, 21))
+    faults = "\n\n".join(f"error:    fault {n}\nsample:   s{n}\ndo:       mend it" for n in range(1, 51))
     for name, text in (("faults", f"warning: old\n{faults}"), ("killed", "\n".join(map(str, range(30))))):
         (tmp_path / name).mkdir()
         (tmp_path / name / ".command.err").write_text(text)
     (tmp_path / "main.nf").write_text(FUNCTIONS.format(functions=ROOT / "functions"))
     said = nextflow(tmp_path, "-q", "run", "main.nf", parser=parser).stdout
     assert re.search(r"modelless: \[\[--model is missing: [^\]]*\], \[\]\]", said)
-    assert "images: [a.TIF, a.ome.btf, a.tf2, a.tf8, a.nii.gz]" in said
+    assert (
+        "images: [a.TIF, a.ome.btf, a.tf2, a.tf8, a.nii.gz, a.MHA, a.mhd, a.nrrd, a.nhdr, a.png, a.JPEG, a.h5, a.hdf5]"
+        in said
+    )
     first, second = said.split("Task CHECK_INPUT:")[1:]
-    assert "warning: old" not in first and "fault 1\n" in first and "fault 10\n" in first and "fault 11" not in first
-    assert f"39 more lines in {tmp_path}/faults/.command.err" in first
+    assert "warning: old" not in first and "fault 1\n" in first and "fault 30\n" in first and "fault 31" not in first
+    assert f"79 more lines in {tmp_path}/faults/.command.err" in first
     assert "29" in second and " 17\n" not in second
 
 
