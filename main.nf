@@ -45,7 +45,7 @@ workflow {
     // [samplesheet or nothing, images, numbers of the missing ones, fingerprints]
     ch_input = params.input == 'demo'
         ? MAKE_DEMO("--shape ${params.demo_shape.replace(',', ' ')}", job.code.make_demo).map { images -> inputTuple([sheet: null, images: [images].flatten()]) }
-        : channel.value(inputTuple(readInput(params.input.toString())))
+        : channel.value(inputTuple(readInput(params.input.toString(), params.stack)))
 
     SEGMENT(ch_input, job)
     SEGMENT.out.ch_table.view()
