@@ -17,6 +17,7 @@ from scipy.ndimage import gaussian_filter
 from voxelmill.image import Box
 from voxelmill.model.resample import interpolate
 from voxelmill.plan import Cell, Plan
+from voxelmill.probabilities import quantised
 
 FIXED_POINT = 2.0**40
 """Scale of the 64-bit sums of weighted logits; integers add up the same in any order."""
@@ -67,8 +68,12 @@ def summed_weights(plan: Plan, box: Box) -> np.ndarray:
     return total
 
 
-def finish(sums: Any, plan: Plan, cell: Cell, asarray: Callable[[np.ndarray], Any] = np.asarray) -> Any:
-    """Labels of a cell.
+def finish(
+    sums: Any, plan: Plan, cell: Cell, asarray: Callable[[np.ndarray], Any] = np.asarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Labels of a cell, and its probabilities where the plan wants them.
+
+    Labels do not depend on whether probabilities are wanted: they are told apart by the logits themselves.
 
     Parameters
     ----------
@@ -81,19 +86,40 @@ def finish(sums: Any, plan: Plan, cell: Cell, asarray: Callable[[np.ndarray], An
 
     Returns
     -------
-    ndarray or torch.Tensor of integers, shape of ``cell.box``
+    labels : ndarray of the plan's label type, shape of ``cell.box``
+    probabilities : ndarray of the plan's type, shape (heads, *cell.box), or None
+        See :func:`voxelmill.probabilities.quantised`.
     """
-    if not plan.needs_weights:
-        return sums.argmax(0)
+    needed = plan.needs_weights or plan.probabilities is not None
+    logits = cell_logits(sums, plan, cell, asarray) if needed else None
+    labels = told_apart(logits, plan) if plan.needs_weights else sums.argmax(0)
+    probabilities = None
+    if plan.probabilities is not None:
+        probabilities = quantised(as_numpy(logits), plan.regions_class_order is not None, plan.probabilities)
+    return as_numpy(labels).astype(plan.label_dtype), probabilities
+
+
+def cell_logits(sums: Any, plan: Plan, cell: Cell, asarray: Callable[[np.ndarray], Any]) -> Any:
+    """Mean logits on the source grid, float64 (heads, *cell.box)."""
     logits = sums / asarray(summed_weights(plan, cell.footprint) * (len(plan.folds) * FIXED_POINT))
     for number, (axis, segment) in enumerate(zip(plan.axes, cell.segments, strict=True), start=1):
         if axis.logits.kind != "same":
             voxels = np.arange(segment.start, segment.stop) - axis.crop[0]
             positions, weights = axis.logits.taps(voxels, axis.cropped, axis.length)
             logits = interpolate(logits, number, positions - segment.footprint[0], weights, asarray)
+    return logits
+
+
+def told_apart(logits: Any, plan: Plan) -> Any:
+    """Labels by nnU-Net's rules: the largest logit, or every region's value where the region is likelier than not."""
     if plan.regions_class_order is None:
         return logits.argmax(0)
     labels = (logits[0] > 0) * 0
     for logit, value in zip(logits, plan.regions_class_order, strict=True):
         labels[logit > REGION_THRESHOLD] = value
     return labels
+
+
+def as_numpy(array: Any) -> np.ndarray:
+    """The same values as NumPy array, wherever they lie."""
+    return array if isinstance(array, np.ndarray) else array.cpu().numpy()

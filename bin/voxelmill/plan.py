@@ -171,7 +171,9 @@ class Plan:
     """Contents of ``<sample>.plan.json``.
 
     ``normalization`` holds, per channel, the scheme's name and the numbers it needs; ``mirror_axes`` are spatial
-    axes of the network that test-time mirroring flips.
+    axes of the network that test-time mirroring flips. ``probabilities`` is the type in which the probabilities of the
+    heads are kept (``uint8`` or ``uint16``), None where only labels are wanted. ``member`` is the model's number, from
+    1, where several are averaged, else 0.
     """
 
     sample: str
@@ -196,10 +198,18 @@ class Plan:
     batch: int
     memory_bytes: int
     window_seconds: float
+    probabilities: str | None = None
+    member: int = 0
 
     @property
     def label_dtype(self) -> str:
         return label_dtype(max(self.values, default=0))
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """Class or region of every output channel of the network."""
+        values = range(self.heads) if self.regions_class_order is None else self.regions_class_order
+        return tuple(self.label_names[str(value)] for value in values)
 
     @property
     def n_windows(self) -> int:

@@ -42,7 +42,8 @@ class Options:
     """What the user may choose about the prediction of a sample.
 
     ``tile_size`` is in source voxels (z, y, x), None for the largest tiles that ``memory_budget`` (bytes of one task)
-    and ``task_seconds`` (by the estimate) allow. ``shard_size`` is in voxels.
+    and ``task_seconds`` (by the estimate) allow. ``shard_size`` is in voxels. ``probabilities`` is the type in which
+    probabilities are kept, None for labels alone.
     """
 
     step_size: float = 0.5
@@ -55,6 +56,7 @@ class Options:
     task_seconds: float = 1800.0
     tile_size: tuple[int, ...] | None = None
     shard_size: int = 256
+    probabilities: str | None = None
 
 
 def window_starts(length: int, patch: int, step_size: float) -> tuple[int, ...]:
@@ -107,6 +109,7 @@ def make_plan(config: ModelConfig, image: ImageInfo, options: Options) -> Plan:
         batch=options.batch,
         memory_bytes=0,
         window_seconds=0.0,
+        probabilities=options.probabilities,
     )
     passes = len(plan.folds) * 2 ** len(mirror_axes)
     threads = options.threads if options.device == "cpu" else 1
@@ -115,6 +118,7 @@ def make_plan(config: ModelConfig, image: ImageInfo, options: Options) -> Plan:
     targets = tile_targets(plan, options, network_bytes)
     plan = with_blocks(plan, targets)
     needed = int(MEMORY_MARGIN * (network_bytes + buffer_memory(plan, config.channels)))
+    needed += probability_memory(plan)
     if needed > options.memory_budget:
         kind = "smallest tile" if options.tile_size is None else "tile of --tile_size"
         raise UsageError(
@@ -291,6 +295,14 @@ def buffer_memory(plan: Plan, channels: int) -> int:
     return 2 * cross * (sums * plan.heads * BYTES_PER_SUM + image * channels * 4)
 
 
+def probability_memory(plan: Plan) -> int:
+    """Bytes of one cell on its way to probabilities: its sums as logits, a copy in bands, and the integers."""
+    if plan.probabilities is None:
+        return 0
+    cell = math.prod(max(s.stop - s.start for s in axis.segments) for axis in plan.axes)
+    return cell * plan.heads * (2 * BYTES_PER_SUM + np.dtype(plan.probabilities).itemsize)
+
+
 def busy(axis: Axis) -> list[int]:
     return [i for i, (a, b) in enumerate(axis.tiles) if b > a]
 
@@ -317,7 +329,7 @@ def tile_targets(plan: Plan, options: Options, network_bytes: int) -> tuple[floa
         return tuple(max(1, round(w / s)) * s for w, s in zip(wish, shards, strict=True))
     targets = [float(axis.size) for axis in plan.axes]
     smallest = [float(plan.shard[axis.source]) for axis in plan.axes]
-    room = options.memory_budget / MEMORY_MARGIN - network_bytes
+    room = (options.memory_budget - probability_memory(plan)) / MEMORY_MARGIN - network_bytes
 
     def halve(candidates: tuple[int, ...]) -> bool:
         possible = [i for i in candidates if targets[i] > smallest[i]]

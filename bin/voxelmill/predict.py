@@ -25,6 +25,7 @@ from voxelmill.image import staged_image
 from voxelmill.model.network import load_networks
 from voxelmill.model.package import load_config
 from voxelmill.plan import Cell, Index, Plan
+from voxelmill.probabilities import probability_member
 from voxelmill.reader import NetworkImage
 from voxelmill.rows import TileRow, read_rows
 from voxelmill.task import Task
@@ -133,7 +134,8 @@ class TilePrediction:
                 while cells and min(cells[0][0].segments[0].footprint[1], self.reach[0][1]) <= complete:
                     for cell in cells.pop(0):
                         block = tuple(segment.block for segment in cell.segments)
-                        pieces[block].add(cell.name, self._content(cell))
+                        for name, array in self._content(cell).items():
+                            pieces[block].add(name, array)
                 self._forget(min(complete, cells[0][0].segments[0].footprint[0]) if cells else complete)
 
     def _read_up_to(self, start: int) -> None:
@@ -218,16 +220,16 @@ class TilePrediction:
             there.append(slice(a - at, b - at))
         self.sums[tuple(here)] += window_sums[tuple(there)]
 
-    def _content(self, cell: Cell) -> np.ndarray:
-        """What the cell's block gets: finished labels, or this tile's sums on the shared footprint."""
+    def _content(self, cell: Cell) -> dict[str, np.ndarray]:
+        """What the cell's block gets: what is finished, or this tile's sums on the shared footprint."""
         box = cell.footprint if cell.finished else self.plan.shared(cell, self.tile)
         origin = (self.low, self.reach[1][0], self.reach[2][0])
         at = tuple(slice(a - zero, b - zero) for (a, b), zero in zip(box, origin, strict=True))
         sums = self.sums[(slice(None), *at)]
         if not cell.finished:
-            return sums.cpu().numpy()
-        labels = finish(sums, self.plan, cell, lambda array: torch.from_numpy(array).to(sums.device))
-        return labels.cpu().numpy().astype(self.plan.label_dtype)
+            return {cell.name: sums.cpu().numpy()}
+        labels, likely = finish(sums, self.plan, cell, lambda array: torch.from_numpy(array).to(sums.device))
+        return {cell.name: labels} | ({} if likely is None else {probability_member(cell): likely})
 
     def _forget(self, plane: int) -> None:
         """Drop the sums of planes below ``plane``: neither cells nor windows to come need them."""

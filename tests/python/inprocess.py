@@ -105,7 +105,7 @@ def predicted(
             )["s"]
             counts = Counts(*(getattr(counts, n) + getattr(found, n) for n in ("windows", "computed", "reused")))
     for block in plan.pieces:
-        stitch_block(plan, block, out / "pieces" / "s", out / "blocks" / plan.grid.block_name(plan.number(block)))
+        stitch_block(plan, block, out / "pieces" / "s", out / "blocks")
     compose_store(plan.grid, out / "blocks", out)
     labels = zarr.open_array(str(out / "labels.ome.zarr"), path="semantic/0", mode="r")[:]
     return Result(np.asarray(labels), plan, info, counts, out / "labels.ome.zarr")

@@ -26,7 +26,8 @@ class Reference:
     """Labels (z, y, x) of the oracle and of stock nnU-Net, and how sure the oracle is.
 
     ``margin`` is the distance of each voxel's logits to a change of label, on the source grid; ``rounding`` the largest
-    error that summing in float16 can put on the difference of two of its logits.
+    error that summing in float16 can put on the difference of two of its logits. ``probabilities`` (heads, z, y, x) are
+    those that nnU-Net's exporter makes of the oracle's logits.
     """
 
     labels: np.ndarray
@@ -35,6 +36,7 @@ class Reference:
     rounding: np.ndarray
     means: list[float]
     stds: list[float]
+    probabilities: np.ndarray | None = None
 
 
 def predictor(folder: Path, folds: tuple[str, ...], mirroring: bool, step_size: float) -> nnUNetPredictor:
@@ -147,9 +149,9 @@ def predict_reference(
     total = (total / len(nnunet.list_of_parameters))[(slice(None), *revert[1:])]
     error = (error / len(nnunet.list_of_parameters))[(slice(None), *revert[1:])]
 
-    def export(logits: torch.Tensor) -> np.ndarray:
+    def export(logits: torch.Tensor, probabilities: bool = False):  # type: ignore[no-untyped-def]
         return convert_predicted_logits_to_segmentation_with_correct_shape(
-            logits, plans, configuration, labels, dict(properties), num_threads_torch=1
+            logits, plans, configuration, labels, dict(properties), probabilities, num_threads_torch=1
         )
 
     nnunet.network = network
@@ -164,6 +166,7 @@ def predict_reference(
         rounding=as_source(rounding),
         means=[mean for mean, _ in PlannedZScore.measured],
         stds=[std for _, std in PlannedZScore.measured],
+        probabilities=export(total.clone(), probabilities=True)[1],
     )
 
 
