@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from voxelmill.errors import BadDataError, UsageError, VoxelmillError
+from voxelmill.formats.chunks import NONE_MISSING, MissingChunks
 from voxelmill.formats.spacing import Triple
 from voxelmill.image import Box
 
@@ -168,6 +169,10 @@ class ImageSource(ABC):
         except Exception as error:
             # Decoders raise whatever their library knows.
             raise unreadable(self.path, error) from error
+
+    def missing_chunks(self) -> MissingChunks:
+        """Chunks that were never written or were lost: they read as the fill value, without a word."""
+        return NONE_MISSING
 
     @abstractmethod
     def _read(self, channel: int, box: Box) -> np.ndarray: ...

@@ -1,16 +1,14 @@
 """OME-Zarr 0.1 to 0.5 and plain Zarr arrays of format 2 and 3, read in place.
 
-A chunk that is not there reads as zeros without a word, so :func:`missing_chunks` compares the grid with the files.
-Codecs are taken from a list: one of them would run code.
+A chunk that is not there reads as zeros without a word, so the grid is compared with the files. Codecs are taken from
+a list: one of them would run code.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -30,6 +28,7 @@ from voxelmill.formats.base import (
     shape_czyx,
     unreadable,
 )
+from voxelmill.formats.chunks import MissingChunks
 from voxelmill.formats.spacing import Spacing, Triple, from_lengths, micrometres_per
 from voxelmill.image import Box
 
@@ -65,30 +64,17 @@ class ZarrSource(ImageSource):
         shape = [stop - start for start, stop in box]
         return data.transpose(order).reshape(shape).astype(self.dtype, copy=False)
 
+    def missing_chunks(self) -> MissingChunks:
+        """Chunk (or shard) files that the grid of the array has and the folder has not.
 
-@dataclass(frozen=True)
-class MissingChunks(Sequence[str]):
-    """Names of the chunk files of an array that are not there, in grid order.
-
-    They are made when asked for: metadata of a few bytes can declare more of them than any list holds.
-    """
-
-    grid: tuple[int, ...]
-    present: frozenset[tuple[int, ...]]
-    prefix: str
-    separator: str
-
-    def __len__(self) -> int:
-        return min(prod(self.grid) - len(self.present), sys.maxsize)
-
-    def __iter__(self) -> Iterator[str]:
-        for index in np.ndindex(self.grid):
-            if index not in self.present:
-                yield self.prefix + self.separator.join(map(str, index))
-
-    def __getitem__(self, at: Any) -> Any:
-        last = at.stop if isinstance(at, slice) else at + 1
-        return list(itertools.islice(self, last))[at]
+        A writer may leave out chunks that are all fill value, so these count as missing too: nobody can tell. The work
+        is bounded by the files that are there, whatever shape the metadata declare.
+        """
+        files, _ = chunk_shapes(self.metadata)
+        grid = [-(-length // size) for length, size in zip(self.metadata["shape"], files, strict=True)]
+        prefix, separator = key_encoding(self.metadata)
+        present = frozenset(chunk_files(self.path / self.inside, prefix, separator, grid))
+        return MissingChunks(tuple(grid), present, prefix, separator)
 
 
 def open_ome_zarr(path: Path, selection: Selection) -> ZarrSource:
@@ -367,20 +353,6 @@ def chunk_shapes(metadata: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, 
         if isinstance(codec, dict) and codec.get("name") == "sharding_indexed":
             inner = tuple(codec["configuration"]["chunk_shape"])
     return chunks, inner
-
-
-def missing_chunks(source: ZarrSource) -> MissingChunks:
-    """Chunk (or shard) files that the grid of the array has and the folder has not.
-
-    A writer may leave out chunks that are all fill value, so these count as missing too: nobody can tell. The work is
-    bounded by the files that are there, whatever shape the metadata declare.
-    """
-    metadata = source.metadata
-    files, _ = chunk_shapes(metadata)
-    grid = [-(-length // size) for length, size in zip(metadata["shape"], files, strict=True)]
-    root = source.path / source.inside
-    prefix, separator = key_encoding(metadata)
-    return MissingChunks(tuple(grid), frozenset(chunk_files(root, prefix, separator, grid)), prefix, separator)
 
 
 def key_encoding(metadata: dict[str, Any]) -> tuple[str, str]:

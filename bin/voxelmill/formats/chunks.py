@@ -1,0 +1,41 @@
+"""Which chunks of a chunked array are there."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class MissingChunks(Sequence[str]):
+    """Names of the chunks of an array that are not there, in grid order.
+
+    They are made when asked for: metadata of a few bytes can declare more of them than any list holds.
+    """
+
+    grid: tuple[int, ...]
+    present: frozenset[tuple[int, ...]]
+    prefix: str
+    separator: str
+
+    def __len__(self) -> int:
+        return min(prod(self.grid) - len(self.present), sys.maxsize)
+
+    def __iter__(self) -> Iterator[str]:
+        for index in np.ndindex(self.grid):
+            if index not in self.present:
+                yield self.prefix + self.separator.join(map(str, index))
+
+    def __getitem__(self, at: Any) -> Any:
+        last = at.stop if isinstance(at, slice) else at + 1
+        return list(itertools.islice(self, last))[at]
+
+
+NONE_MISSING = MissingChunks((), frozenset({()}), "", "")
+"""For arrays without chunks."""
