@@ -799,6 +799,67 @@ def test_package_can_be_passed_on_with_fewer_folds_and_another_unit(tmp_path: Pa
         pack_model(tmp_path / "a", tmp_path / "c", folds="7")
 
 
+def postprocessing(*labels: int) -> str:
+    """What nnU-Net writes, in short."""
+    names = ["remove_all_but_largest_component_from_segmentation"] * len(labels)
+    kwargs = [{"labels_or_regions": label} for label in labels]
+    return json.dumps({"postprocessing_fns": names, "postprocessing_kwargs": kwargs, "input_folder": {"mean": {}}})
+
+
+def test_post_processing_is_packed_from_where_nnunet_leaves_it(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path / "in", patch_size=SMALL, features=(4, 8), folds=("0", "1"))
+    crossval = {name: folder / f"crossval_results_folds_{name}" for name in ("0_1", "0_1_2_3_4", "0")}
+    for path in crossval.values():
+        path.mkdir()
+        # opening it would fail
+        (path / "postprocessing.pkl").write_bytes(b"no pickle")
+    packed: list[list[str]] = []
+
+    def steps(source: Path = folder, **options: Any) -> str:
+        target = tmp_path / f"packed{len(packed)}"
+        packed.append(pack_model(source, target, **options)[1])
+        file = target / "postprocessing.json"
+        if not file.exists():
+            return ""
+        assert sorted(json.loads(file.read_text())) == ["postprocessing_fns", "postprocessing_kwargs"]
+        assert json.loads((target / "manifest.json").read_text())["files"]["postprocessing.json"]
+        return ",".join(
+            str(kwargs["labels_or_regions"]) for kwargs in json.loads(file.read_text())["postprocessing_kwargs"]
+        )
+
+    assert steps() == "" and "not opened" in packed[-1][0]
+    (crossval["0_1_2_3_4"] / "postprocessing.json").write_text(postprocessing(1, 2))
+    assert steps() == "[1],[2]" and "folds 0,1,2,3,4" in packed[-1][0]
+    (crossval["0"] / "postprocessing.json").write_text(postprocessing(2))
+    assert steps() == "" and "2 post-processings" in packed[-1][0]
+    assert steps(folds="0") == "[2]" and packed[-1] == []
+    (crossval["0_1"] / "postprocessing.json").write_text(postprocessing(2, 1))
+    assert steps() == "[2],[1]" and packed[-1] == []
+    (folder / "postprocessing.json").write_text(postprocessing(1))
+    assert steps() == "[1]" and packed[-1] == []
+    before = len(packed) - 1
+    steps(zip_of(folder, tmp_path / "m.zip"))
+    steps(tmp_path / f"packed{before}")
+    steps(zip_of(tmp_path / f"packed{before}", tmp_path / "p.zip"))
+    assert contents(tmp_path / f"packed{before}") == contents(tmp_path / f"packed{before + 1}")
+    assert contents(tmp_path / f"packed{before}") == contents(tmp_path / f"packed{before + 2}")
+    assert contents(tmp_path / f"packed{before}") == contents(tmp_path / f"packed{before + 3}")
+
+
+def test_post_processing_that_is_not_known_or_not_the_models_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "postprocessing.json").write_text(postprocessing(1).replace("remove_all_but", "os.system"))
+    assert "os.system" in assert_refused(folder, tmp_path / "a", "post-processing function")
+    (folder / "postprocessing.json").write_text(postprocessing(7))
+    assert_refused(folder, tmp_path / "a", "has not: 7", error=ModelMismatchError)
+    (folder / "postprocessing.json").write_text("[" * 100_000)
+    assert_refused(folder, tmp_path / "a", "not readable as JSON", error=BadDataError)
+    (folder / "postprocessing.json").write_text(postprocessing(1))
+    pack_model(folder, tmp_path / "b")
+    text = (tmp_path / "b" / "postprocessing.json").read_bytes()
+    (tmp_path / "b" / "postprocessing.json").write_bytes(text.replace(b"1", b"2"))
+    assert_refused(tmp_path / "b", tmp_path / "c", "changed after packing")
+
+
 @pytest.mark.parametrize("name", ["model.json", "plans.json", "fold_0.safetensors"])
 def test_flipped_byte_is_noticed(name: str, package: Path, tmp_path: Path) -> None:
     config = load_config(package)

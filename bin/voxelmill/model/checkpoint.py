@@ -24,6 +24,7 @@ from voxelmill.model.package import (
     CARD,
     CONFIG,
     FINGERPRINT,
+    POSTPROCESSING,
     PackageWriter,
     is_package,
     is_text,
@@ -35,7 +36,8 @@ from voxelmill.model.package import (
     weights_name,
 )
 from voxelmill.model.plans import DATASET, PLANS, config_from_plans
-from voxelmill.model.source import ModelFolder, choose_folds, find_model, opened_source
+from voxelmill.model.source import ModelFolder, choose_folds, find_model, find_postprocessing, opened_source
+from voxelmill.model.steps import steps_json, steps_of_file, steps_of_package
 
 MAX_TEXT_BYTES = 64 << 20
 MAX_CARD_BYTES = 1 << 20
@@ -152,6 +154,11 @@ def pack_folder(model: ModelFolder, out: Path, spacing_unit: str, trust: str | N
         card = card_of(model.path)
         if card is not None:
             package.add(CARD, card)
+        postprocessing, warning = find_postprocessing(model)
+        if postprocessing is not None:
+            package.add(POSTPROCESSING, steps_json(steps_of_file(postprocessing, config)))
+        if warning is not None:
+            warnings.append(warning)
     return config, warnings
 
 
@@ -162,6 +169,7 @@ def copy_package(source: Path, out: Path, folds: str, spacing_unit: str) -> tupl
     unit = config.spacing_unit if spacing_unit == "auto" else resolve_spacing_unit(config.reader, (), spacing_unit)[0]
     config = replace(config, folds=chosen, spacing_unit=unit)
     manifest = load_manifest(source)
+    steps_of_package(source, config)
     for network in load_networks(source, config):
         probe(config, network)
     with new_package(out) as package:

@@ -25,7 +25,10 @@ MANIFEST = "manifest.json"
 CONFIG = "model.json"
 CARD = "card.md"
 FINGERPRINT = "fingerprint.json"
-_FILE_NAME = re.compile(r"(model|plans|dataset|fingerprint)\.json|card\.md|fold_(all|[0-9]{1,3})\.safetensors")
+POSTPROCESSING = "postprocessing.json"
+_FILE_NAME = re.compile(
+    r"(model|plans|dataset|fingerprint|postprocessing)\.json|card\.md|fold_(all|[0-9]{1,3})\.safetensors"
+)
 
 
 def weights_name(fold: str) -> str:
@@ -147,7 +150,8 @@ class PackageWriter:
         self.files[name] = hashlib.sha256(data).hexdigest()
 
     def add_config(self, config: ModelConfig) -> None:
-        text = json.dumps(config.to_dict(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        # unsorted: the order of the labels says which region is which output of the network
+        text = json.dumps(config.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
         self.add(CONFIG, (text + "\n").encode())
 
 

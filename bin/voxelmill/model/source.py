@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from voxelmill.errors import BadDataError, InputMissingError, ModelMismatchError, RefusedError, UsageError
 from voxelmill.model.config import is_fold, shorten
-from voxelmill.model.package import is_package
+from voxelmill.model.package import POSTPROCESSING, is_package
 from voxelmill.model.plans import DATASET, PLANS
 
 MAX_MEMBERS = 20_000
@@ -23,8 +23,9 @@ MAX_RATIO = 50
 MAX_EXTRA_BYTES = 64 << 20
 """A zip may unpack to ``MAX_RATIO`` times its own size plus this: weights hardly compress."""
 MAX_DEPTH = 5
+CROSSVALIDATION = "crossval_results_folds_"
 _WANTED_NAMES = frozenset(
-    {PLANS, DATASET, "dataset_fingerprint.json", "README.md", "model_card.md"}
+    {PLANS, DATASET, POSTPROCESSING, "dataset_fingerprint.json", "README.md", "model_card.md"}
     | {"manifest.json", "model.json", "fingerprint.json", "card.md"}
 )
 _WANTED_ENDINGS = (".pth", ".safetensors")
@@ -285,6 +286,38 @@ def choose_folds(wanted: str, present: list[str], where: Path) -> tuple[str, ...
             remedy="pass --folds all, or some of these",
         )
     return tuple(sorted(names, key=fold_order))
+
+
+def find_postprocessing(model: ModelFolder) -> tuple[Path | None, str | None]:
+    """nnU-Net's post-processing of a model, in its folder or where nnU-Net determined it on its cross-validation.
+
+    Returns
+    -------
+    file : Path or None
+        That of the model's folder before that of the packed folds before the only one there is.
+    warning : str or None
+        Why none was taken, or which.
+    """
+    folders = [entry for entry in listed(model.path) if entry.name.startswith(CROSSVALIDATION) and entry.is_dir()]
+    # nnU-Net names the folder by the folds' numbers
+    own = model.path / (CROSSVALIDATION + "_".join(model.checkpoints))
+    for folder in (model.path, own):
+        if (folder / POSTPROCESSING).is_file():
+            return folder / POSTPROCESSING, None
+    found = [folder / POSTPROCESSING for folder in folders if (folder / POSTPROCESSING).is_file()]
+    if len(found) == 1:
+        folds = found[0].parent.name.removeprefix(CROSSVALIDATION).replace("_", ",")
+        return found[
+            0
+        ], f"the model's post-processing was determined with folds {folds}, not with those that are packed"
+    if found:
+        return None, (
+            f"the model has {len(found)} post-processings, none of the packed folds; none was taken: "
+            f"copy one of {some([file.parent.name for file in found])} into the model's folder"
+        )
+    if any((folder / "postprocessing.pkl").exists() for folder in (model.path, *folders)):
+        return None, f"the model's postprocessing.pkl is a pickle and was not opened; no {POSTPROCESSING} is beside it"
+    return None, None
 
 
 def some(names: list[str]) -> str:

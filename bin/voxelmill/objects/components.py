@@ -343,6 +343,19 @@ def label_block(
     read: Reader,
     channels: int,
 ) -> dict[str, int]:
+    """Label the labels of ``folder``, ``<sample>.b<block>.zarr``; see :func:`label_shards`."""
+    return label_shards(grid, block, open_block(grid, folder), joining, out, read, channels)
+
+
+def label_shards(
+    grid: LabelGrid,
+    block: int,
+    labels_of: Callable[[Box], np.ndarray],
+    joining: Joining,
+    out: Path,
+    read: Reader,
+    channels: int,
+) -> dict[str, int]:
     """Label the shards of a block, one after the other.
 
     Memory holds one shard, its components (2 or 4 bytes per voxel, and about as much again inside cc3d) and rows, and
@@ -353,8 +366,8 @@ def label_block(
     ----------
     grid : LabelGrid
     block : int
-    folder : Path
-        The block's labels, ``<sample>.b<block>.zarr``.
+    labels_of : callable
+        Gives the labels (z, y, x) of a shard.
     joining : Joining
     out : Path
         Archive to write: ``shards`` (components, pairs, bytes per voxel of each kept face or 0), and for each shard of
@@ -375,7 +388,6 @@ def label_block(
     TemporaryError
         Where a shard of the labels is missing or damaged.
     """
-    labels_of = open_block(grid, folder)
     boxes = grid.shards_of(block)
     kept: dict[tuple[int, ...], Kept] = {}
     index = np.zeros((len(boxes), 8), np.int64)
