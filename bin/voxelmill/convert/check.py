@@ -1,0 +1,172 @@
+"""Whether a sample can become what is asked for: seen from headers, before anything is converted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import nibabel as nib
+
+from voxelmill.convert.changes import UNIT, Changed, Spec, change
+from voxelmill.convert.request import Request
+from voxelmill.errors import BadDataError, Faults
+from voxelmill.fit import (
+    DIFFERENT,
+    CheckOptions,
+    Fit,
+    choose_box,
+    named_channels,
+    parse_spacing,
+    ratio,
+    shown_spacing,
+)
+from voxelmill.formats import ImageSource
+from voxelmill.formats.spacing import Triple, checked, micrometres_per
+from voxelmill.formats.streams import open_stream
+from voxelmill.formats.writing import losses, refuse, written_dtype
+from voxelmill.image import Box
+from voxelmill.overlay import PREVIEW, compare_label_spacing, refuse_orientation, refuse_shape, refuse_type
+from voxelmill.samplesheet import Row, printable
+from voxelmill.schedule import Estimate
+
+BYTES_PER_SECOND = 50_000_000
+"""Voxels that are read, changed, compressed and verified."""
+
+MILLIMETRES = ("MetaImage", "NRRD")
+"""Formats whose lengths are in millimetres by convention."""
+
+
+def fit_conversion(
+    request: Request, row: Row, files: Sequence[ImageSource], options: CheckOptions, faults: Faults
+) -> Fit:
+    """Put together what a sample will become, and ask whether the format can carry it.
+
+    Parameters
+    ----------
+    request : Request
+    row : Row
+    files : sequence of ImageSource
+        One file with all channels, or one per channel; then the labels where the row has some.
+    options : CheckOptions
+    faults : Faults
+        Collects what is wrong; it is raised at the end.
+    """
+    images = list(files[: len(row.names)])
+    labels = files[len(images)] if row.labels is not None else None
+    warnings: list[str] = []
+    channels: tuple[int, ...] = ()
+    with faults.collect():
+        channels = named_channels(images, row.get("channel") or options.channel)
+    spacing, unit, origin = (1.0, 1.0, 1.0), "pixel", ""
+    with faults.collect():
+        spacing, unit, origin, told = choose_spacing(row, options, images)
+        warnings += told
+    box: Box | None = None
+    with faults.collect():
+        box, told = choose_box(images[0].shape[1:], options, (PREVIEW,) * 3)
+        warnings += told
+    if labels is not None:
+        refusals = [refuse_type] if request.align_labels else [refuse_type, refuse_shape, refuse_orientation]
+        for one in refusals:
+            with faults.collect(printable(row.files[-1][1])):
+                one(images[0], labels)
+        if not request.align_labels:
+            warnings += compare_label_spacing(spacing, unit, labels)
+    faults.raise_found()
+    changed: Changed | None = None
+    with faults.collect():
+        changed = change(images, labels, request, Spec(channels, spacing, unit, origin, box))
+        refuse(changed.image, request.format)
+    if changed is not None and changed.labels is not None:
+        with faults.collect(printable(row.files[-1][1])):
+            refuse(changed.labels, request.format, labels=True)
+    faults.raise_found()
+    assert changed is not None
+    lost = losses(changed.image, request.format)
+    if lost:
+        warnings.append(f"{request.format} does not keep {', '.join(lost)}")
+    return Fit(
+        channels=channels,
+        spacing=spacing,
+        unit=unit,
+        origin=origin,
+        box=box,
+        flip="none",
+        intensity="none",
+        estimate=estimate_conversion(changed, options.plan.memory_budget),
+        warnings=(*warnings, *changed.warnings),
+    )
+
+
+def estimate_conversion(changed: Changed, memory_budget: int) -> Estimate:
+    """What a conversion will take; nothing is counted on compression."""
+    written = [source for source in (changed.image, changed.labels) if source is not None]
+    size = sum(math.prod(source.shape) * written_dtype(source.dtype).itemsize for source in written)
+    return Estimate(
+        windows=0,
+        tiles=0,
+        seconds=size / BYTES_PER_SECOND,
+        memory_bytes=memory_budget,
+        work_bytes=size,
+        output_bytes=size,
+    )
+
+
+def choose_spacing(
+    row: Row, options: CheckOptions, sources: Sequence[ImageSource]
+) -> tuple[Triple, str, str, list[str]]:
+    """Spacing (z, y, x), unit, origin and warnings.
+
+    A spacing out of the sheet or the param replaces the file's. A unit alone means the file's own numbers in another
+    unit. An image may stay without physical size.
+    """
+    text, origin = row.get("spacing"), "samplesheet"
+    if text is None:
+        text, origin = options.spacing, "--spacing"
+    unit = row.get("unit") or options.unit
+    file = next((source for source in sources if source.spacing is not None), None)
+    if text == "pixel" or (text is None and unit == "pixel"):
+        return (1.0, 1.0, 1.0), "pixel", "no physical size", []
+    if text is not None:
+        if unit == "pixel":
+            raise BadDataError(f"spacing {printable(text)} with unit pixel", expected="one or the other")
+        spacing = parse_spacing(text, unit or "um", origin)
+        told = []
+        if file is not None and ratio(spacing, file.spacing or spacing) > DIFFERENT:
+            told = [
+                f"{origin} gives {shown_spacing(spacing)}, the file {shown_spacing(file.spacing)}: the first is written"
+            ]
+        return spacing, "um", origin, told
+    if file is None or file.spacing is None:
+        return (1.0, 1.0, 1.0), "pixel", "", ["the file gives no voxel size: the output has none either"]
+    if unit is None:
+        return file.spacing, "um", file.spacing_origin, []
+    factor = (micrometres_per(unit) or 1.0) / file_unit(file)
+    z, y, x = file.spacing
+    spacing = checked([z * factor, y * factor, x * factor], origin="--unit")
+    return spacing, "um", UNIT if factor != 1.0 else file.spacing_origin, []
+
+
+def file_unit(source: ImageSource) -> float:
+    """Micrometres in the unit of a medical file's lengths.
+
+    Raises
+    ------
+    BadDataError
+        For other formats: their units belong to single numbers.
+    """
+    if source.format.startswith(MILLIMETRES):
+        return 1e3
+    if source.format != "NIfTI":
+        raise BadDataError(
+            f"a unit without a spacing for {source.format}",
+            expected="NIfTI, MHA or NRRD, whose numbers may be meant in another unit",
+            remedy="give the voxel size as well: --spacing z,y,x or the column spacing",
+        )
+    with open(source.path, "rb") as handle:
+        compressed = handle.read(2) == b"\x1f\x8b"
+    with open_stream(source.path, compressed) as stream:
+        head = stream.read(540)
+    kind, length = (nib.Nifti2Header, 540) if head[4:7] == b"n+2" else (nib.Nifti1Header, 348)
+    code = int(kind(head[:length], check=False)["xyzt_units"]) & 7
+    return {1: 1e6, 3: 1.0}.get(code, 1e3)

@@ -1,0 +1,26 @@
+// What was converted -> a samplesheet, a table and checksums; fails if a sample of samples.json did not arrive.
+process LIST_CONVERTED {
+    label 'process_single'
+
+    input:
+    path samples
+    path results, stageAs: '_results/*'
+    val options
+    val _code
+
+    output:
+    path '{samples,converted}.csv', emit: tables
+    path 'outputs.sha256', emit: checksums
+    path 'list_converted/list_converted.list_converted.json', emit: record
+
+    script:
+    """
+    list_converted.py --samples ${samples} --results _results ${options}
+    """
+
+    stub:
+    """
+    mkdir -p list_converted
+    touch samples.csv converted.csv outputs.sha256 list_converted/list_converted.list_converted.json
+    """
+}
