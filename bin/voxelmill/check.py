@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -28,6 +28,7 @@ from voxelmill.files import read_json, sha256_tree, write_bytes
 from voxelmill.fit import CheckOptions, Fit, fit_model
 from voxelmill.forecast import FIGURES, Checked, check_disk, name_batches
 from voxelmill.formats import ImageSource, Selection, ZarrSource, missing_chunks, open_image
+from voxelmill.image import Box
 from voxelmill.model.config import ModelConfig
 from voxelmill.overlay import fit_labels
 from voxelmill.samplesheet import UNUSED, LabelFile, Rejected, Row, printable, read_sheet, rows_of_images
@@ -298,6 +299,12 @@ def refuse_missing_chunks(source: ZarrSource) -> None:
 
 def read_all(source: ImageSource) -> None:
     """Read every voxel once, to see whether it can be read."""
+    for channel, box in every_box(source):
+        source.read(channel, box)
+
+
+def every_box(source: ImageSource) -> Iterator[tuple[int, Box]]:
+    """All voxels of an image as channels and boxes of whole chunks, of about `STEP_BYTES` where chunks are smaller."""
     _, depth, length, width = source.shape
     deep, long, _ = source.chunk
     row = width * source.dtype.itemsize * deep
@@ -305,7 +312,7 @@ def read_all(source: ImageSource) -> None:
     for channel in range(source.shape[0]):
         for z in range(0, depth, deep):
             for y in range(0, length, rows):
-                source.read(channel, ((z, min(z + deep, depth)), (y, min(y + rows, length)), (0, width)))
+                yield channel, ((z, min(z + deep, depth)), (y, min(y + rows, length)), (0, width))
 
 
 def check_sums(row: Row, staged: Mapping[int, Path], faults: Faults) -> None:

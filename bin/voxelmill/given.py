@@ -120,8 +120,10 @@ def label_grid(image: LabelImage, info: ImageInfo, found: Survey) -> LabelGrid:
         block_cuts(shard_cuts(size, side, False), BLOCK_SHARDS * side, side)
         for size, side in zip(info.shape, image.shard, strict=True)
     )
+    told = image.source.label_names
     names = {"0": "background"} | {
-        str(value): "object" if image.kind == INSTANCES else f"class {value}" for value in found.classes
+        str(value): "object" if image.kind == INSTANCES else told.get(value, f"class {value}")
+        for value in found.classes
     }
     # Objects are told from classes by their type too: a store of theirs never has fewer than two bytes.
     least = 255 if image.kind == INSTANCES else 0

@@ -17,9 +17,10 @@ from voxelmill.formats.hdf5 import open_hdf5
 from voxelmill.formats.metaimage import open_metaimage
 from voxelmill.formats.nifti import open_nifti
 from voxelmill.formats.nrrd import open_nrrd
-from voxelmill.formats.ome_zarr import METADATA_FILES, ZarrSource, open_ome_zarr
+from voxelmill.formats.ome_zarr import ZarrSource, open_ome_zarr
 from voxelmill.formats.picture import open_jpeg, open_png
 from voxelmill.formats.tiff import open_tiff
+from voxelmill.formats.zarr_metadata import METADATA_FILES
 
 __all__ = [
     "ImageSource",
@@ -96,7 +97,7 @@ READERS = {
     HDF5: Reader(open_hdf5, (".h5", ".hdf5", ".hdf", ".he5"), frozenset({"axes", "timepoint", "dataset"})),
     PNG: Reader(open_png, (".png",), frozenset({"axes"})),
     JPEG: Reader(open_jpeg, (".jpg", ".jpeg"), frozenset({"axes"})),
-    ZARR: Reader(open_ome_zarr, (".zarr",), frozenset({"axes", "timepoint", "level"})),
+    ZARR: Reader(open_ome_zarr, (".zarr",), frozenset({"axes", "series", "timepoint", "level"})),
 }
 
 

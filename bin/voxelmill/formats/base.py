@@ -116,6 +116,8 @@ class ImageSource(ABC):
         What must be decoded at once, along z, y, x: boxes made of whole chunks read each byte once.
     timepoint : int
         Index on the file's ``t`` axis, 0 where there is none.
+    label_names : dict of int to str
+        Names of a label image's values, empty where the file does not say.
     """
 
     path: Path
@@ -134,6 +136,7 @@ class ImageSource(ABC):
     channel_names: tuple[str, ...] = ()
     chunk: tuple[int, int, int] = (1, 1, 1)
     timepoint: int = 0
+    label_names: dict[int, str] = field(default_factory=dict)
 
     def read(self, channel: int, box: Box) -> np.ndarray:
         """Voxels of one channel in a box.

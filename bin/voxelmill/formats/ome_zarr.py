@@ -6,19 +6,19 @@ a list: one of them would run code.
 
 from __future__ import annotations
 
-import json
+import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
-from voxelmill.errors import BadDataError, InputMissingError, RefusedError, UsageError
+from voxelmill.errors import BadDataError, UsageError
 from voxelmill.formats.base import (
+    NO_CHOICE,
     ImageSource,
     InPlace,
     Selection,
@@ -30,21 +30,26 @@ from voxelmill.formats.base import (
 )
 from voxelmill.formats.chunks import MissingChunks
 from voxelmill.formats.spacing import Spacing, Triple, from_lengths, micrometres_per
+from voxelmill.formats.zarr_metadata import (
+    MAX_NAMED,
+    array_dtype,
+    check_codecs,
+    check_inside,
+    chunk_files,
+    chunk_shapes,
+    images_inside,
+    is_array,
+    key_encoding,
+    ngff_of,
+    read_metadata,
+)
 from voxelmill.image import Box
 
-MAX_METADATA = 64 << 20
+MAX_NAME = 64
 MAX_CHUNK = 2 << 30
-
-CODECS_2 = {
-    "blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "delta", "shuffle", "bitround", "crc32", "crc32c", "adler32",
-    "fletcher32", "packbits", "fixedscaleoffset", "quantize", "astype",
-}  # fmt: skip
-CODECS_3 = {"bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed"}
 
 PYTHON_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 """zarrs, which is faster, reads neither foreign byte order nor chunks in Fortran order; such an image is copied."""
-
-METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 
 @dataclass(kw_only=True)
@@ -77,15 +82,16 @@ class ZarrSource(ImageSource):
         return MissingChunks(tuple(grid), present, prefix, separator)
 
 
-def open_ome_zarr(path: Path, selection: Selection) -> ZarrSource:
+def open_ome_zarr(path: Path, selection: Selection = NO_CHOICE) -> ZarrSource:
     """Open an image in a Zarr folder: an NGFF image, or an array without metadata.
 
     Parameters
     ----------
     path : Path
-        Folder of the image or of the array.
+        Folder of the image or of the array, or of several images as bioformats2raw writes them.
     selection : Selection
-        ``axes``, ``timepoint``, and of an NGFF image the ``level``, the finest without it.
+        ``axes``, ``timepoint``, of an NGFF image the ``level``, the finest without it, and of a folder of several
+        images the ``series``.
 
     Raises
     ------
@@ -94,33 +100,55 @@ def open_ome_zarr(path: Path, selection: Selection) -> ZarrSource:
     RefusedError
         Where a codec is not on the list or an array lies outside the folder.
     """
+    try:
+        return _open(path, selection)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RecursionError) as error:
+        text = " ".join(repr(error).split())[:200]
+        raise BadDataError(f"the Zarr metadata are damaged: {text}", file=path) from error
+
+
+def _open(path: Path, selection: Selection) -> ZarrSource:
     metadata = read_metadata(path)
-    if is_array(metadata):
-        return _open_plain(path, metadata, selection)
-    attributes = metadata.get("attributes") or {}
-    ngff = attributes.get("ome", attributes)
+    ngff = ngff_of(metadata)
     prefix = ""
     if "bioformats2raw.layout" in ngff and "multiscales" not in ngff:
-        if (path / "1").is_dir():
-            raise BadDataError(
-                "the folder holds several images", file=path, remedy=f"name one of them, such as {path.name}/0"
-            )
-        prefix = "0/"
-        attributes = read_metadata(path / "0").get("attributes") or {}
-        ngff = attributes.get("ome", attributes)
+        prefix = series_inside(path, selection.series) + "/"
+        metadata = read_metadata(path / prefix)
+        ngff = ngff_of(metadata)
+    elif selection.series:
+        raise UsageError(f"series {selection.series} of a Zarr folder that holds one image", file=path)
+    if is_array(metadata):
+        return _open_plain(path, metadata, selection)
     multiscales = ngff.get("multiscales")
-    if not isinstance(multiscales, list) or not multiscales:
-        what = "an HCS plate" if "plate" in ngff else "a Zarr group without an image"
-        raise BadDataError(
-            f"the folder is {what}",
-            file=path,
-            expected="an NGFF image (multiscales) or a Zarr array",
-            remedy=f"name the image or the array inside it; there are: {', '.join(_members(path)[:8]) or 'none'}",
-        )
-    try:
+    if isinstance(multiscales, list) and multiscales:
         return _open_multiscale(path, prefix, multiscales[0], ngff, selection)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BadDataError(f"the NGFF metadata are damaged: {error!r}", file=path) from error
+    inside = images_inside(path)
+    named = ", ".join(inside) + (", ..." if len(inside) == MAX_NAMED else "")
+    raise BadDataError(
+        f"the folder is {'an HCS plate' if 'plate' in ngff else 'a Zarr group without an image of its own'}",
+        file=path,
+        expected="an NGFF image (multiscales) or a Zarr array",
+        remedy=f"name an image inside it; there are: {named}" if inside else "check the path: no image is inside it",
+    )
+
+
+def series_inside(path: Path, series: int | None) -> str:
+    """Name of one of the images of a folder with several: those that are listed, else those that are numbered."""
+    listed = ngff_of(read_metadata(path / "OME")).get("series") if (path / "OME").is_dir() else None
+    names = [check_inside(str(name), path) for name in listed] if isinstance(listed, list) else []
+    if not names:
+        names = sorted((entry.name for entry in os.scandir(path) if entry.name.isdecimal()), key=int)
+    if not names:
+        raise BadDataError("the folder holds no image", file=path, expected="images with the names 0, 1, ...")
+    if series is None and len(names) > 1:
+        raise BadDataError(
+            f"the folder holds {len(names)} images",
+            file=path,
+            remedy=f"choose one with --series or the column series, 0 to {len(names) - 1}",
+        )
+    if not 0 <= (series or 0) < len(names):
+        raise BadDataError(f"there is no series {series}", file=path, expected=f"0 to {len(names) - 1}")
+    return names[series or 0]
 
 
 def _open_plain(path: Path, metadata: dict[str, Any], selection: Selection) -> ZarrSource:
@@ -151,25 +179,51 @@ def _open_multiscale(path: Path, prefix: str, multiscale: dict, ngff: dict, sele
     names = axes.lower() if axes else "".join(_letter(axis) for axis in described)
     if len(described) != len(metadata["shape"]):
         raise bad_axes(path, names, tuple(metadata["shape"]))
+    check_axes(path, names, tuple(metadata["shape"]), selection.timepoint)
     transforms = [
         *(datasets[level].get("coordinateTransformations") or []),
         *(multiscale.get("coordinateTransformations") or []),
     ]
-    scale, shift = [1.0] * len(described), [0.0] * len(described)
-    for transform in transforms:
-        if transform["type"] == "scale":
-            factors = [float(value) for value in transform["scale"]]
-            scale = [a * b for a, b in zip(scale, factors, strict=True)]
-            shift = [a * b for a, b in zip(shift, factors, strict=True)]
-        elif transform["type"] == "translation":
-            shift = [a + float(b) for a, b in zip(shift, transform["translation"], strict=True)]
+    scale, shift = combined(transforms, len(described))
     scaled = any(transform["type"] == "scale" for transform in transforms)
     spacing, origin = read_spacing(names, described, scale if scaled else None, shift, metadata, path)
     version = str(ngff.get("version") or multiscale.get("version") or "")
     channels = [channel.get("label", "") for channel in (ngff.get("omero") or {}).get("channels", [])]
     channel_names = tuple(channels) if channels and all(channels) else ()
     kind = f"OME-Zarr {version}".strip()
-    return _source(path, inside, names, metadata, kind, spacing, origin, selection.timepoint, channel_names)
+    source = _source(path, inside, names, metadata, kind, spacing, origin, selection.timepoint, channel_names)
+    source.label_names = label_names(ngff.get("image-label"))
+    return source
+
+
+def combined(transforms: list[dict[str, Any]], count: int) -> tuple[list[float], list[float]]:
+    """Scale and translation of transformations that are applied one after the other."""
+    scale, shift = [1.0] * count, [0.0] * count
+    for transform in transforms:
+        kind = transform["type"]
+        if kind == "scale":
+            factors = [float(value) for value in transform["scale"]]
+            scale = [a * b for a, b in zip(scale, factors, strict=True)]
+            shift = [a * b for a, b in zip(shift, factors, strict=True)]
+        elif kind == "translation":
+            shift = [a + float(b) for a, b in zip(shift, transform["translation"], strict=True)]
+        elif kind != "identity":
+            raise ValueError(f"a transformation of type {str(kind)[:40]!r}")
+    if not all(map(math.isfinite, shift)):
+        raise ValueError(f"the translation {shift}")
+    return scale, shift
+
+
+def label_names(found: Any) -> dict[int, str]:
+    """Names of labels by their value, where NGFF's ``image-label`` has them, each name once."""
+    properties = found.get("properties") if isinstance(found, dict) else None
+    names = {
+        one["label-value"]: one["class"].strip()
+        for one in (properties if isinstance(properties, list) else [])
+        if isinstance(one, dict) and isinstance(one.get("class"), str) and type(one.get("label-value")) is int
+    }
+    simple = all(0 < len(name) <= MAX_NAME and name.isprintable() for name in names.values())
+    return names if simple and len(set(names.values())) == len(names) else {}
 
 
 def _source(
@@ -188,6 +242,8 @@ def _source(
     dtype = accepted_dtype(array_dtype(metadata, path), path)
     check_codecs(metadata, path)
     files, decoded = chunk_shapes(metadata)
+    if len(files) != len(shape) or min(*files, *decoded) < 1:
+        raise ValueError(f"chunks of {files} voxels")
     if prod(decoded) * dtype.itemsize > MAX_CHUNK:
         raise BadDataError(
             f"the chunks of {' x '.join(map(str, decoded))} voxels have to be decoded whole",
@@ -247,137 +303,3 @@ def read_spacing(
     found = from_lengths(lengths, planes, "NGFF", path)
     position = {axis: shift[names.index(axis)] * (micrometres_per(unit) or 0.0) for axis, (_, unit) in lengths.items()}
     return found, (position.get("z", 0.0), position.get("y", 0.0), position.get("x", 0.0))
-
-
-# Metadata
-
-
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """Metadata of a group or an array in one form: Zarr 3 as it is, Zarr 2 with its attributes merged in."""
-    if (folder / "zarr.json").exists():
-        return _read_json(folder / "zarr.json")
-    for name in (".zarray", ".zgroup"):
-        if (folder / name).exists():
-            attributes = _read_json(folder / ".zattrs") if (folder / ".zattrs").exists() else {}
-            return {**_read_json(folder / name), "attributes": attributes}
-    if (folder / ".zattrs").exists():
-        return {"zarr_format": 2, "attributes": _read_json(folder / ".zattrs")}
-    if not folder.exists():
-        raise InputMissingError("the Zarr array is missing", file=folder)
-    raise BadDataError("the folder has no Zarr metadata", file=folder, expected="zarr.json, .zarray or .zgroup")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_METADATA:
-        raise BadDataError(f"the metadata have {path.stat().st_size} bytes", file=path)
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise BadDataError(f"the metadata are no JSON: {error}", file=path) from error
-    if not isinstance(value, dict):
-        raise BadDataError("the metadata are no JSON object", file=path)
-    return value
-
-
-def is_array(metadata: dict[str, Any]) -> bool:
-    return metadata.get("node_type") == "array" or ("shape" in metadata and "chunks" in metadata)
-
-
-def _members(path: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
-
-
-def check_inside(name: str, path: Path) -> str:
-    """A path of the metadata, refused where it leaves the folder."""
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
-        raise RefusedError(
-            f"the metadata name the array {name!r}, which is outside the image's folder",
-            file=path,
-            remedy="do not use this image; ask where it comes from",
-        )
-    return str(pure)
-
-
-def array_dtype(metadata: dict[str, Any], path: Path) -> np.dtype:
-    """The stored type, or an error where it is no plain number."""
-    name = metadata["dtype"] if metadata["zarr_format"] == 2 else metadata["data_type"]
-    try:
-        dtype = np.dtype(name) if isinstance(name, str) else None
-    except TypeError:
-        dtype = None
-    if dtype is None or dtype.hasobject:
-        raise BadDataError(f"voxels of type {name}", file=path, expected="bool, an integer or a float")
-    return dtype
-
-
-def check_codecs(metadata: dict[str, Any], path: Path) -> None:
-    """Refuse codecs that are not on the list; pickle runs code."""
-    if metadata["zarr_format"] == 2:
-        used = [metadata.get("compressor"), *(metadata.get("filters") or [])]
-        strange = [str(codec.get("id")) for codec in used if codec and codec.get("id") not in CODECS_2]
-    else:
-        strange = [name for name in _codec_names(metadata.get("codecs") or []) if name not in CODECS_3]
-        strange = [n for n in strange if not (n.startswith("numcodecs.") and n.partition(".")[2] in CODECS_2)]
-    if strange:
-        raise RefusedError(
-            f"the chunks use the codec {', '.join(strange)}",
-            file=path,
-            expected=f"one of {', '.join(sorted(CODECS_3))} or a numeric codec of numcodecs",
-            remedy="write the image again with one of these",
-        )
-
-
-def _codec_names(codecs: list[Any]) -> Iterator[str]:
-    for codec in codecs:
-        if isinstance(codec, str):
-            yield codec
-            continue
-        yield str(codec.get("name"))
-        configuration = codec.get("configuration") or {}
-        for inner in ("codecs", "index_codecs"):
-            yield from _codec_names(configuration.get(inner) or [])
-
-
-# Chunks
-
-
-def chunk_shapes(metadata: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Voxels per file (chunk or shard), and voxels that are decoded at once."""
-    if metadata["zarr_format"] == 2:
-        chunks = tuple(metadata["chunks"])
-        return chunks, chunks
-    chunks = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
-    inner = chunks
-    for codec in metadata.get("codecs") or []:
-        if isinstance(codec, dict) and codec.get("name") == "sharding_indexed":
-            inner = tuple(codec["configuration"]["chunk_shape"])
-    return chunks, inner
-
-
-def key_encoding(metadata: dict[str, Any]) -> tuple[str, str]:
-    """What stands before and between the indices in the names of chunk files."""
-    if metadata["zarr_format"] == 2:
-        return "", metadata.get("dimension_separator", ".")
-    encoding = metadata["chunk_key_encoding"]
-    configuration = encoding.get("configuration") or {}
-    if encoding["name"] == "v2":
-        return "", configuration.get("separator", ".")
-    separator = configuration.get("separator", "/")
-    return f"c{separator}", separator
-
-
-def chunk_files(root: Path, prefix: str, separator: str, grid: list[int]) -> Iterator[tuple[int, ...]]:
-    """Indices of the chunk files below an array's folder that lie inside the grid."""
-    for folder, _, names in os.walk(root):
-        relative = os.path.relpath(folder, root)
-        start = "" if relative == "." else relative.replace(os.sep, "/") + "/"
-        for name in names:
-            key = start + name
-            if not key.startswith(prefix):
-                continue
-            parts = key[len(prefix) :].split(separator)
-            if len(parts) == len(grid) and all(part.isdecimal() for part in parts):
-                index = tuple(map(int, parts))
-                if all(i < n for i, n in zip(index, grid, strict=True)):
-                    yield index
