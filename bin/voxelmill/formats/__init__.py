@@ -19,6 +19,7 @@ from voxelmill.formats.nifti import open_nifti
 from voxelmill.formats.nrrd import open_nrrd
 from voxelmill.formats.ome_zarr import ZarrSource, open_ome_zarr
 from voxelmill.formats.picture import open_jpeg, open_png
+from voxelmill.formats.slices import open_folder
 from voxelmill.formats.tiff import open_tiff
 from voxelmill.formats.zarr_metadata import METADATA_FILES
 
@@ -34,9 +35,12 @@ __all__ = [
 ]
 
 TIFF, NIFTI, NIFTI_GZ, ZARR = "TIFF", "NIfTI", "gzip-compressed NIfTI", "Zarr"
+SLICES = "a folder of slices"
 METAIMAGE, NRRD, HDF5, PNG, JPEG = "MetaImage", "NRRD", "HDF5", "PNG", "JPEG"
 
-READABLE = f"{TIFF}, OME-TIFF, {NIFTI} (.nii, .nii.gz), {METAIMAGE} (.mha), {NRRD}, {HDF5}, {PNG}, {JPEG}, OME-Zarr"
+READABLE = (
+    f"{TIFF}, OME-TIFF, {NIFTI} (.nii, .nii.gz), {METAIMAGE} (.mha), {NRRD}, {HDF5}, {PNG}, {JPEG}, OME-Zarr, {SLICES}"
+)
 
 MAGIC = {
     b"II*\0": TIFF,
@@ -97,6 +101,7 @@ READERS = {
     HDF5: Reader(open_hdf5, (".h5", ".hdf5", ".hdf", ".he5"), frozenset({"axes", "timepoint", "dataset"})),
     PNG: Reader(open_png, (".png",), frozenset({"axes"})),
     JPEG: Reader(open_jpeg, (".jpg", ".jpeg"), frozenset({"axes"})),
+    SLICES: Reader(open_folder, (), frozenset({"axes", "series", "timepoint", "level"})),
     ZARR: Reader(open_ome_zarr, (".zarr",), frozenset({"axes", "series", "timepoint", "level"})),
 }
 
@@ -160,7 +165,7 @@ def identify(path: Path) -> str:
         if stat.S_ISDIR(mode):
             if any((path / name).exists() for name in METADATA_FILES):
                 return ZARR
-            raise BadDataError("a folder that is no Zarr image", file=path, expected=READABLE)
+            return SLICES
         if not stat.S_ISREG(mode):
             raise BadDataError("neither a file nor a folder", file=path, expected=READABLE)
         with open(path, "rb") as handle:

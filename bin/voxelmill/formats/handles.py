@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -89,9 +89,17 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
         self.count = min(MAX_THREADS, len(os.sched_getaffinity(0)))
 
-    def run(self, do: Callable[[Job], object], jobs: Iterable[Job], between: Callable[[], None], threads: int) -> None:
-        """Do all jobs, in batches; ``between`` is called before each batch, when no job runs."""
-        for batch in _batches(jobs):
+    def run(
+        self,
+        do: Callable[[Job], object],
+        jobs: Iterable[Job],
+        between: Callable[[], None],
+        threads: int,
+        size: int = BATCH,
+    ) -> None:
+        """Do all jobs, in batches of ``size``; ``between`` is called before each batch, when no job runs."""
+        left = iter(jobs)
+        while batch := list(islice(left, size)):
             between()
             if len(batch) == 1 or min(threads, self.count) == 1:
                 for job in batch:
@@ -105,9 +113,3 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
-
-
-def _batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    left = iter(jobs)
-    while batch := list(islice(left, BATCH)):
-        yield batch
