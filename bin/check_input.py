@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from voxelmill.check import check_input
+from voxelmill.convert.request import Request
 from voxelmill.errors import UsageError
 from voxelmill.files import write_json
 from voxelmill.fit import CheckOptions
@@ -30,6 +32,14 @@ def memory_bytes(text: str) -> int:
     if match is None:
         raise UsageError(f"--memory-budget {text!r}", expected="a size such as 4 GB")
     return int(float(match[1]) * UNITS[match[2]])
+
+
+def request(values: Mapping[str, Any]) -> Request | None:
+    """What images are to be converted to, if they are."""
+    if values["target"] is None:
+        return None
+    names = ("target_spacing", "order", "label_resampling", "orientation", "repair_header", "align_labels")
+    return Request(format=values["target"], **{name: values[name] for name in names})
 
 
 @click.command()
@@ -66,6 +76,13 @@ def memory_bytes(text: str) -> int:
 @click.option("--engine", default="float32")
 @click.option("--shard-size", default=256)
 @click.option("--device", default="cpu")
+@click.option("--format", "target", help="Images are to be converted to this format, and not segmented.")
+@click.option("--target-spacing")
+@click.option("--order", default="1", type=click.Choice(["0", "1", "3", "area"]))
+@click.option("--label-resampling", default="majority", type=click.Choice(["majority", "nearest"]))
+@click.option("--orientation")
+@click.option("--repair-header", type=click.Choice(["qform", "sform"]))
+@click.option("--align-labels", is_flag=True)
 def main(
     sheet: Path | None, images: int | None, staged: Path, package: Path | None, schema: Path, **values: Any
 ) -> None:
@@ -86,6 +103,7 @@ def main(
             full=values["check"] == "full",
             workers=values["workers"],
             allow_spacing_mismatch=values["allow_spacing_mismatch"],
+            convert=request(values),
             min_object_volume=values["min_object_volume"],
             plan=Options(
                 step_size=values["step_size"],

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from voxelmill.convert.request import Request
 from voxelmill.errors import (
     BadDataError,
     Faults,
@@ -27,7 +28,7 @@ from voxelmill.errors import (
 from voxelmill.files import read_json, sha256_tree, write_bytes
 from voxelmill.fit import CheckOptions, Fit, fit_model
 from voxelmill.forecast import FIGURES, Checked, check_disk, name_batches
-from voxelmill.formats import ImageSource, Selection, ZarrSource, missing_chunks, open_image
+from voxelmill.formats import ImageSource, Selection, open_image
 from voxelmill.image import Box
 from voxelmill.model.config import ModelConfig
 from voxelmill.overlay import fit_labels
@@ -41,7 +42,7 @@ OPENERS = 4
 FAULTS_FILE = Path("check") / "faults.csv"
 
 Fitting = Callable[[Row, Sequence[ImageSource], CheckOptions, Faults], Fit]
-"""What a sample's files are compared with: the model, or each other."""
+"""What a sample's files are compared with: the model, each other, or the format that they are to be converted to."""
 
 
 def check_input(
@@ -90,7 +91,7 @@ def check_input(
         rows, rejected, named = read_sheet(sheet, read_json(schema))
         refuse_other_reading(sheet, rows, found, named, images)
     entries, estimates = [], {}
-    for outcome in check_rows(fittings(rows, config), found, options):
+    for outcome in check_rows(fittings(rows, config, options.convert), found, options):
         if isinstance(outcome, Rejected):
             rejected.append(outcome)
         else:
@@ -153,8 +154,13 @@ def write_faults(path: Path, faults: Iterable[VoxelmillError]) -> None:
     write_bytes(path, text.getvalue().encode())
 
 
-def fittings(rows: Iterable[Row], config: ModelConfig | None) -> list[tuple[Row, Fitting]]:
+def fittings(rows: Iterable[Row], config: ModelConfig | None, convert: Request | None) -> list[tuple[Row, Fitting]]:
     """Every row with what its files are compared with; UsageError where that is a model and there is none."""
+    if convert is not None:
+        # what a segmentation need not load
+        from voxelmill.convert.check import fit_conversion
+
+        return [(row, partial(fit_conversion, convert)) for row in rows]
     chosen: list[tuple[Row, Fitting]] = []
     without = []
     for row in rows:
@@ -233,7 +239,7 @@ def check_row(
                     raise InputMissingError("the image does not exist", remedy="check the path in the samplesheet")
                 source = open_image(staged[number], selection)
                 files.append(opened.enter_context(source))
-                if isinstance(source, ZarrSource) and not options.fill_missing:
+                if not options.fill_missing:
                     refuse_missing_chunks(source)
                 if options.full:
                     read_all(source)
@@ -286,13 +292,13 @@ def labels_entry(labels: LabelFile) -> dict[str, str]:
 # The files
 
 
-def refuse_missing_chunks(source: ZarrSource) -> None:
-    """Raise BadDataError where chunk files are not there."""
-    missing = missing_chunks(source)
+def refuse_missing_chunks(source: ImageSource) -> None:
+    """Raise BadDataError where chunks are not there."""
+    missing = source.missing_chunks()
     if missing:
         raise BadDataError(
             f"{len(missing)} chunks are missing, the first is {missing[0]}",
-            expected="a file for every chunk",
+            expected="every chunk that the image's shape asks for",
             remedy="copy the image again, or pass --missing_chunks fill where its writer leaves out empty chunks",
         )
 

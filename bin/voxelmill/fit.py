@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from voxelmill.convert.request import Request
 from voxelmill.errors import BadDataError, Faults, ModelMismatchError, UsageError
 from voxelmill.formats import ImageSource, Selection
 from voxelmill.formats.spacing import Triple, checked, micrometres_per
@@ -30,7 +31,8 @@ class CheckOptions:
     """What the user chose for all samples; a samplesheet's cells come first.
 
     ``selection`` is for the images of rows that choose nothing; ``spacing``, ``unit``, ``channel`` and ``box`` are the
-    texts of the params, None where absent; ``workers`` is the number of CPUs.
+    texts of the params, None where absent; ``workers`` is the number of CPUs. With ``convert``
+    images are compared with what they shall become, and not with a model.
     """
 
     selection: Selection = field(default_factory=Selection)
@@ -46,6 +48,7 @@ class CheckOptions:
     nonfinite: str = "error"
     full: bool = False
     workers: int = 1
+    convert: Request | None = None
     min_object_volume: float = 0.0
     allow_spacing_mismatch: bool = False
     plan: Options = field(default_factory=Options)
