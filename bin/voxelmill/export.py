@@ -10,23 +10,29 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from voxelmill.errors import WRITE_FAILED, BadDataError, WriteFailedError, code_of
+from voxelmill.errors import BadDataError
 from voxelmill.files import atomic_path
-from voxelmill.formats.nifti_writer import Forms, NiftiWriter
-from voxelmill.formats.planes import STRIP_ROWS, PlaneWriter, Spool
-from voxelmill.formats.tiff_writer import TiffWriter
+from voxelmill.formats.bands import COPIES, Part, write_bands
+from voxelmill.formats.planes import STRIP_ROWS, Description, ImageWriter
+from voxelmill.formats.writing import FORMATS, write_errors
 from voxelmill.grid import INSTANCES, LabelGrid
 from voxelmill.image import Box, ImageInfo, cut_box, whole
+from voxelmill.outlines import MAX_OUTLINES, write_outlines
 from voxelmill.store import CHUNK, read_labels
 from voxelmill.task import Task
 
-AUTO, TIFF, NIFTI, NONE = "auto", "tiff", "nifti", "none"
-SUFFIX = {TIFF: ".tif", NIFTI: ".nii.gz"}
-WIDEST = {TIFF: 32, NIFTI: 64}
-"""Bits of the widest integers that the readers of a format know."""
+AUTO, NONE, GEOJSON = "auto", "none", "geojson"
+TIFF, PNG = "tiff", "png"
+FILES = (TIFF, "ome-tiff", "nifti", "mha", "nrrd", "hdf5", PNG)
+"""Formats of label files."""
 
-COPIES = 4
-"""Arrays of a band's size that exist at once at most: as read, compared with the fill value, converted, as bytes."""
+CHOICES = (AUTO, *FILES, GEOJSON, NONE)
+
+OWN = {
+    "NIfTI": "nifti", "TIFF": TIFF, "MetaImage": "mha", "NRRD": "nrrd", "HDF5": "hdf5", "PNG": PNG, "JPEG": PNG,
+}  # fmt: skip
+"""What a format's name contains -> the format of its label files. Slices get one TIFF file; a Zarr input none: the
+label store is its own format."""
 
 
 @dataclass(frozen=True)
@@ -42,28 +48,39 @@ class LabelFile:
         End of the range that viewers show; None for the largest value.
     values : callable
         Labels (z, y, x) of the store -> values of the file.
+    format : str or None
+        Where it is not that of the other files.
     """
 
     name: str
     dtype: str
     largest: int | None
     values: Callable[[np.ndarray], np.ndarray]
+    format: str | None = None
 
 
-def export_format(wish: str, image_format: str) -> str:
-    """``tiff``, ``nifti`` or ``none``: the wish, or the format of the input.
+def export_formats(wish: str, image_format: str) -> list[str]:
+    """Formats of the label files: the wish (names joined by commas), or that of the input.
 
-    A Zarr input gets no file: the label store is its own format.
+    Outlines that were not asked for are not among them.
     """
     if wish != AUTO:
-        return wish
-    return NIFTI if "NIfTI" in image_format else TIFF if "TIFF" in image_format else NONE
+        return [name for name in wish.split(",") if name != NONE]
+    return [target for known, target in OWN.items() if known in image_format][:1]
 
 
 def export_labels(
-    store: Path, grid: LabelGrid, info: ImageInfo, out: Path, *, format: str, binary: int | None, memory_budget: int
+    store: Path,
+    grid: LabelGrid,
+    info: ImageInfo,
+    out: Path,
+    *,
+    format: str,
+    binary: int | None,
+    memory_budget: int,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
-    """Write the label files of one sample.
+    """Write the label files of one sample in one format.
 
     Parameters
     ----------
@@ -74,11 +91,13 @@ def export_labels(
     out : Path
         Folder of the sample: gets ``<sample>.label_raw``, ``.label_binary`` and ``.label_instances``.
     format : str
-        ``tiff`` or ``nifti``.
+        Of `FILES`.
     binary : int or None
         Value of the foreground in the raw and the binary file; None keeps the classes in the raw one.
     memory_budget : int
         Bytes.
+    warn : callable
+        Told where a file has another format.
 
     Returns
     -------
@@ -89,10 +108,16 @@ def export_labels(
     TemporaryError
         Where a part of the store is missing or damaged.
     BadDataError
-        Where an id is too large for the format.
+        Where an id is too large for the format, or it holds single planes and this is a volume.
     WriteFailedError
         Where the disk is full.
     """
+    if FORMATS[format].single and grid.shape[0] > 1:
+        raise BadDataError(
+            f"labels of {grid.shape[0]} planes, and {format} holds one",
+            sample=grid.sample,
+            remedy="use --export tiff, or --export auto",
+        )
     written = []
     instances = (store / "instances" / "0").is_dir()
     if (store / "semantic" / "0").is_dir():
@@ -101,7 +126,7 @@ def export_labels(
         written += write_files(array, files, grid, info, out, format, memory_budget)
     if instances:
         array = zarr.open_array(str(store), path="instances/0", mode="r")
-        files = [binary_file(binary), instance_file(array, grid, format, memory_budget)]
+        files = [binary_file(binary), instance_file(array, grid, format, memory_budget, warn)]
         written += write_files(array, files, grid, info, out, format, memory_budget)
     return written
 
@@ -119,24 +144,34 @@ def binary_file(binary: int | None) -> LabelFile:
     return LabelFile("label_binary", "uint8", int(value), lambda labels: (labels > 0).astype(np.uint8) * value)
 
 
-def instance_file(array: zarr.Array, grid: LabelGrid, format: str, memory_budget: int) -> LabelFile:
+def instance_file(
+    array: zarr.Array, grid: LabelGrid, format: str, memory_budget: int, warn: Callable[[str], None]
+) -> LabelFile:
     """The ids of the objects, in 16 bits only where the largest fits.
 
     The store's own type is the smallest for objects that were numbered here. Ids that were given may be smaller than
     their type, or too large for the format, so the largest is looked for.
     """
     dtype = str(array.dtype)
-    if array.dtype.itemsize > 2 and (grid.kind == INSTANCES or array.dtype.itemsize * 8 > WIDEST[format]):
+    if array.dtype.itemsize > 2 and (grid.kind == INSTANCES or array.dtype.itemsize > widest(format)):
         largest = largest_label(array, grid.sample, memory_budget)
         dtype = next(name for name in ("uint16", "uint32", "uint64") if largest <= np.iinfo(name).max)
-        if np.dtype(dtype).itemsize * 8 > WIDEST[format]:
+        if format == PNG and np.dtype(dtype).itemsize > widest(format):
+            warn(f"ids up to {largest} do not fit into PNG: label_instances is a TIFF file")
+            format = TIFF
+        if np.dtype(dtype).itemsize > widest(format):
             raise BadDataError(
                 f"the largest id is {largest}",
                 sample=grid.sample,
-                expected=f"at most {2 ** WIDEST[format] - 1} in a TIFF file",
+                expected=f"at most {2 ** (8 * widest(format)) - 1} in a file of the format {format}",
                 remedy="use --export nifti, or --export none: labels.ome.zarr holds every id",
             )
-    return LabelFile("label_instances", dtype, None, lambda labels: labels)
+    return LabelFile("label_instances", dtype, None, lambda labels: labels, format)
+
+
+def widest(format: str) -> int:
+    """Bytes of the widest unsigned integers that a format holds."""
+    return max(np.dtype(name).itemsize for name in FORMATS[format].types if name.startswith("uint"))
 
 
 def largest_label(array: zarr.Array, sample: str, memory_budget: int) -> int:
@@ -156,103 +191,70 @@ def write_files(
     memory_budget: int,
 ) -> list[Path]:
     """Write files that are made of the same array in one pass over it; all appear whole, or none."""
-    paths = [out / f"{grid.sample}.{file.name}{SUFFIX[format]}" for file in files]
-    try:
-        with ExitStack() as stack:
-            temporary = [stack.enter_context(atomic_path(path)) for path in paths]
-            with ExitStack() as opened:
-                writers = [
-                    opened.enter_context(make_writer(path, file, grid, info, format))
-                    for path, file in zip(temporary, files, strict=True)
-                ]
-                write_planes(array, files, writers, grid.sample, memory_budget)
-            for writer in writers:
-                writer.verify()
-    except OSError as error:
-        if code_of(error) != WRITE_FAILED:
-            raise
-        raise WriteFailedError(
-            f"the label files cannot be written: {error.strerror}",
-            sample=grid.sample,
-            file=paths[0],
-            remedy="free space on the disk of the work folder, then -resume; --export none writes none",
-        ) from error
+    paths = [out / f"{grid.sample}.{file.name}{FORMATS[file.format or format].suffix}" for file in files]
+    remedy = "free space on the disk of the work folder, then -resume; --export none writes none"
+    with write_errors(paths[0], sample=grid.sample, remedy=remedy), ExitStack() as stack:
+        temporary = [stack.enter_context(atomic_path(path)) for path in paths]
+        with ExitStack() as opened:
+            parts = [
+                Part(opened.enter_context(make_writer(path, file, grid, info, file.format or format)), file.values)
+                for path, file in zip(temporary, files, strict=True)
+            ]
+            write_bands(
+                lambda _, box: read_labels(array, box, grid.sample),
+                (1, *array.shape),
+                (min(CHUNK, array.shape[0]), CHUNK, CHUNK),
+                max([array.dtype.itemsize, *(part.writer.dtype.itemsize for part in parts)]),
+                parts,
+                memory_budget,
+            )
+        for part in parts:
+            part.writer.verify()
     return paths
 
 
-def make_writer(path: Path, file: LabelFile, grid: LabelGrid, info: ImageInfo, format: str) -> PlaneWriter:
-    physical = grid.unit != "pixel"
-    if format == TIFF:
-        name = f"{grid.sample}.{file.name}"
-        return TiffWriter(path, grid.shape, file.dtype, grid.spacing if physical else None, name, file.largest)
-    forms, sizes = orientation(grid, info)
-    return NiftiWriter(path, grid.shape, file.dtype, forms, sizes, physical)
+def make_writer(path: Path, file: LabelFile, grid: LabelGrid, info: ImageInfo, format: str) -> ImageWriter:
+    open_writer = FORMATS[format].open
+    assert open_writer is not None
+    return open_writer(path, describe(file, grid, info))
 
 
-def orientation(grid: LabelGrid, info: ImageInfo) -> tuple[Forms, tuple[float, ...]]:
-    """``qform`` and ``sform`` of the labels, and their voxel size in millimetres along z, y, x.
+def describe(file: LabelFile, grid: LabelGrid, info: ImageInfo) -> Description:
+    """What a label file is told: the orientation is the input's own, moved to the first voxel of the box that was cut.
 
-    They are the input's own, moved to the first voxel of the box that was cut out. For an input that has none the axes
-    of the image are those of the space; one that sets neither stays without, unless it was cut.
+    An input that sets neither ``qform`` nor ``sform`` stays without, unless it was cut.
     """
-    if info.affine is None:
-        per_unit = 1.0 if grid.unit == "pixel" else 1e-3
-        sizes = tuple(s * per_unit for s in grid.spacing)
-        affine = np.diag([*reversed(sizes), 1.0])
-        affine[:3, 3] = [o * per_unit for o in reversed(grid.origin)]
-        return ((1, affine), (1, affine)), sizes
-    first = [round(o / s) for o, s in zip(info.origin, info.spacing, strict=True)]
-    best = np.array(info.affine)
-    (qform, turned), (sform, stretched) = info.forms
-    forms = (qform, np.array(turned)), (sform, np.array(stretched))
-    if not (qform or sform) and any(first):
-        forms = (0, np.eye(4)), (1, best.copy())
-    for _, matrix in forms:
-        matrix[:3, 3] += matrix[:3, :3] @ first[::-1]
-    return forms, tuple(map(float, reversed(np.linalg.norm(best[:3, :3], axis=0))))
+    affine, forms = None, ()
+    if info.affine is not None:
+        first = info.first
+        affine, *moved = (np.array(m) for m in (info.affine, *(form for _, form in info.forms)))
+        codes = [code for code, _ in info.forms]
+        if moved and not any(codes) and any(first):
+            moved, codes = [np.eye(4), affine.copy()], [0, 1]
+        for matrix in (affine, *moved):
+            matrix[:3, 3] += matrix[:3, :3] @ first[::-1]
+        forms = tuple(zip(codes, moved, strict=True))
+    spacing = None if grid.unit == "pixel" else (grid.spacing[0], grid.spacing[1], grid.spacing[2])
+    return Description(
+        name=f"{grid.sample}.{file.name}",
+        shape=(1, grid.shape[0], grid.shape[1], grid.shape[2]),
+        dtype=np.dtype(file.dtype),
+        spacing=spacing,
+        origin=(0.0, 0.0, 0.0) if spacing is None else (grid.origin[0], grid.origin[1], grid.origin[2]),
+        affine=affine,
+        forms=forms,
+        labels=True,
+        largest=file.largest,
+    )
 
 
-def write_planes(
-    array: zarr.Array, files: Sequence[LabelFile], writers: Sequence[PlaneWriter], sample: str, memory_budget: int
-) -> None:
-    """One pass over an array: encode bands of rows, write the planes of every slab in order."""
-    for slab in slabs(array, memory_budget):
-        (first, last), *_ = slab
-        with ExitStack() as stack:
-            spools = [Spool(last - first, writer.path.parent) for writer in writers]
-            for spool in spools:
-                stack.callback(spool.close)
-            for box in cut_box(slab, (last - first, STRIP_ROWS, array.shape[2])):
-                labels = read_labels(array, box, sample)
-                for file, writer, spool in zip(files, writers, spools, strict=True):
-                    encode_band(file.values(labels), writer, spool)
-            for plane in range(last - first):
-                for writer, spool in zip(writers, spools, strict=True):
-                    writer.write(spool.pieces(plane))
-
-
-def encode_band(values: np.ndarray, writer: PlaneWriter, spool: Spool) -> None:
-    """Encode rows of several planes (z, y, x)."""
-    for plane, rows in enumerate(values):
-        for start in range(0, len(rows), writer.rows):
-            spool.add(plane, writer.encode(rows[start : start + writer.rows]))
-
-
-def slabs(array: zarr.Array, memory_budget: int) -> list[Box]:
-    """Planes that are encoded before the first of them is written: those of one layer of chunks.
-
-    Fewer where a band of 64 rows of them is more than half of the memory; their chunks are then decoded several times.
-    """
+def bands(array: zarr.Array, memory_budget: int) -> list[Box]:
+    """Boxes of few rows that fill an array."""
     depth = min(CHUNK, array.shape[0])
     row_bytes = STRIP_ROWS * array.shape[2] * array.dtype.itemsize * COPIES
     while depth > 1 and depth * row_bytes > memory_budget // 2:
         depth //= 2
-    return cut_box(whole(array.shape), (depth, *array.shape[1:]))
-
-
-def bands(array: zarr.Array, memory_budget: int) -> list[Box]:
-    """Boxes of at most 64 rows that fill an array."""
-    return [band for slab in slabs(array, memory_budget) for band in cut_box(slab, (CHUNK, STRIP_ROWS, array.shape[2]))]
+    return cut_box(whole(array.shape), (depth, STRIP_ROWS, array.shape[2]))
 
 
 def export_batch(
@@ -268,7 +270,7 @@ def export_batch(
         Holds the stores, ``<sample>.grid.json`` and ``<sample>.image.json``.
     record : Task
     export : str
-        ``auto``, ``tiff``, ``nifti`` or ``none``.
+        ``auto``, or names of `CHOICES` joined by commas.
     binary : int or None
         See `export_labels`.
     memory_budget : int
@@ -276,23 +278,58 @@ def export_batch(
     """
     for number, sample in enumerate(samples, 1):
         info = ImageInfo.load(folder / f"{sample}.image.json")
-        format = export_format(export, info.format)
-        if format == NONE:
-            continue
         grid = LabelGrid.load(folder / f"{sample}.grid.json")
-        paths = export_labels(
+        paths = export_sample(
             folder / "labels" / str(number) / "labels.ome.zarr",
             grid,
             info,
             folder / sample,
-            format=format,
+            record,
+            export=export,
             binary=binary,
             memory_budget=memory_budget,
         )
         for path in paths:
             record.output(path)
-        record.counts[sample] = {
-            "format": format,
+
+
+def export_sample(
+    store: Path,
+    grid: LabelGrid,
+    info: ImageInfo,
+    out: Path,
+    record: Task,
+    *,
+    export: str,
+    binary: int | None,
+    memory_budget: int,
+) -> list[Path]:
+    """All files of one sample; single planes get outlines of their objects beside them unless formats were named."""
+    formats = export_formats(export, info.format)
+    paths: list[Path] = []
+    for format in formats:
+        if format != GEOJSON:
+            paths += export_labels(
+                store,
+                grid,
+                info,
+                out,
+                format=format,
+                binary=binary,
+                memory_budget=memory_budget,
+                warn=lambda text: record.warn(text, sample=grid.sample),
+            )
+    asked = GEOJSON in formats
+    if asked or (export == AUTO and grid.shape[0] == 1):
+        path = out / f"{grid.sample}.label_outlines.geojson"
+        outlines = write_outlines(store, grid, path, most=None if asked else MAX_OUTLINES, memory_budget=memory_budget)
+        if outlines is not None:
+            paths.append(path)
+            formats = [*formats, *([] if asked else [GEOJSON])]
+    if paths:
+        record.counts[grid.sample] = {
+            "format": ",".join(formats),
             "files": len(paths),
             "export_bytes": sum(path.stat().st_size for path in paths),
         }
+    return paths

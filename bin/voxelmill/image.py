@@ -104,7 +104,8 @@ class ChannelStatistics:
 class ImageInfo:
     """Contents of ``<sample>.image.json``. Axis order z, y, x; lengths in micrometres unless ``unit`` is ``pixel``.
 
-    ``origin`` is the position of the first voxel, in the frame of the input; not zero where a box was cut out.
+    ``origin`` is the position of the first voxel, in the frame of the input, and ``first`` its index there: not zero
+    where a box was cut out.
     ``affine`` (4 x 4, voxel x, y, z of the file to millimetres) and ``forms`` (code and affine of ``qform`` and
     ``sform``) are those of a NIfTI input and know nothing of the box.
     """
@@ -126,6 +127,7 @@ class ImageInfo:
     affine: Matrix | None = None
     forms: tuple[tuple[int, Matrix], ...] = ()
     origin: tuple[float, ...] = (0.0, 0.0, 0.0)
+    first: tuple[int, ...] = (0, 0, 0)
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -148,6 +150,7 @@ class ImageInfo:
                 "shape": tuple(value["shape"]),
                 "spacing": tuple(value["spacing"]),
                 "origin": tuple(value["origin"]),
+                "first": tuple(value.get("first", (0, 0, 0))),
                 "files": tuple(value["files"]),
                 "warnings": tuple(value["warnings"]),
                 "array": ArrayLocation(

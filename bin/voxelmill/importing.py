@@ -140,6 +140,7 @@ def import_image(sources: Sequence[ImageSource], spec: SampleSpec, out: Path) ->
                 sources[0].origin if spec.unit == "um" else (0.0,) * 3, box, spec.spacing, strict=True
             )
         ),
+        first=tuple(start for start, _ in box),
         warnings=warnings,
     )
     info.save(out / f"{spec.id}.image.json")

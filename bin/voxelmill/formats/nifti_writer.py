@@ -1,142 +1,151 @@
-"""Labels as ``.nii.gz``: one gzip stream, written plane by plane.
-
-The rows of a plane are compressed on their own, each piece ending on a byte, so that they can be encoded in another
-order than they are written in; together they are one ordinary gzip member. Its checksum is put together from those of
-the pieces.
-"""
+"""Images and labels as NIfTI: ``.nii.gz`` as one gzip stream written plane by plane, ``.nii`` in place."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
+from voxelmill.formats.base import NO_CHOICE
+from voxelmill.formats.deflate import JoinedStream, level_of, raw_piece
 from voxelmill.formats.nifti import open_nifti
-from voxelmill.formats.planes import LEVEL, Piece, PlaneWriter, not_as_written
+from voxelmill.formats.planes import Description, Key, Piece, PlaneWriter, not_as_written
 
 MAX_NIFTI1 = 32767
 """NIfTI-1 counts voxels along an axis in signed 16-bit numbers."""
 
-HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
-"""gzip: deflate, no name, no time, unknown system."""
-
-FINAL = b"\x03\0"
-"""An empty last block of deflate."""
-
-POLYNOMIAL = 0xEDB88320
+VECTOR, LABEL = "vector", "label"
 
 Forms = tuple[tuple[int, np.ndarray], tuple[int, np.ndarray]]
 
+TURN = 1e-5
+"""How far from a rotation the axes may be for ``qform``, which has no shears."""
+
 
 class NiftiWriter(PlaneWriter):
-    """One compressed NIfTI file of labels.
+    """One NIfTI file; channels are its fifth axis."""
 
-    Parameters
-    ----------
-    path : Path
-    shape : tuple of int
-        z, y, x.
-    dtype : str
-        Any unsigned integer.
-    forms : tuple of (int, numpy.ndarray)
-        Codes and affines (voxel x, y, z to millimetres) of ``qform`` and ``sform``; a code of 0 leaves one out.
-    sizes : sequence of float
-        Millimetres along z, y, x, for readers that look at neither.
-    physical : bool
-        False for an image without physical size: the header's unit is then unknown.
-    """
+    by_channel = True
 
-    def __init__(
-        self, path: Path, shape: tuple[int, ...], dtype: str, forms: Forms, sizes: Sequence[float], physical: bool
-    ):
-        super().__init__(path, shape, dtype)
+    def __init__(self, path: Path, what: Description, *, compressed: bool = True):
+        super().__init__(path, what)
         self._file = open(path, "wb")  # noqa: SIM115
-        self._crc = self._length = 0
-        head = header(shape, self.dtype, forms, sizes, physical)
-        self._file.write(HEADER)
-        self._put(deflate(head))
+        self._offset, head = header(what)
+        self._stream: JoinedStream | None = None
+        self._first = 0
+        self._tail = b""
+        self._level = level_of(what.labels)
+        if compressed:
+            self._stream = JoinedStream(self._file, gzip=True)
+            self._stream.put(raw_piece(head, self._level))
+        else:
+            self._file.write(head)
 
-    def encode(self, rows: np.ndarray) -> Piece:
-        return deflate(rows.astype(self.dtype, copy=False).tobytes())
+    def begin(self, channels: tuple[int, ...], planes: tuple[int, int]) -> None:  # type: ignore[override]
+        super().begin(channels, planes)
+        self._first = channels[0] * self.what.shape[1] + planes[0]
+
+    def encode(self, values: np.ndarray) -> Piece:
+        data = self.bytes_of(values)
+        return Piece(data, len(data)) if self._stream is None else raw_piece(data, self._level)
+
+    def accept(self, key: Key, piece: Piece) -> None:
+        if self._stream is not None:
+            super().accept(key, piece)
+            return
+        row = self.what.shape[3] * self.dtype.itemsize
+        self._file.seek(self._offset + ((self._first + key[0]) * self.what.shape[2] + key[1]) * row)
+        self._file.write(piece.data)
+        self._tail = piece.data
 
     def write(self, pieces: Iterator[Piece]) -> None:
-        for piece in pieces:
-            self._put(piece)
-
-    def _put(self, piece: Piece) -> None:
-        self._file.write(piece.data)
-        self._crc = crc32_combine(self._crc, piece.crc, piece.length)
-        self._length += piece.length
+        if self._stream is not None:
+            for piece in pieces:
+                self._stream.put(piece)
 
     def close(self) -> None:
+        super().close()
         if not self._file.closed:
             with self._file:
-                self._file.write(FINAL + self._crc.to_bytes(4, "little") + (self._length % 2**32).to_bytes(4, "little"))
+                if self._stream is not None:
+                    self._stream.finish()
 
     def verify(self) -> None:
-        with open_nifti(self.path) as source:
-            if source.shape != (1, *self.shape) or source.dtype != self.dtype:
+        size, tail = whole_file(self._stream, self._offset, self.what, self._tail)
+        verify_tail(self.path, size, tail)
+        with open_nifti(self.path, NO_CHOICE) as source:
+            if source.shape != self.what.shape or source.dtype != self.dtype:
                 raise not_as_written(
                     self.path,
-                    f"{source.shape[1:]} of {source.dtype}",
-                    f"{self.shape} of {self.dtype.newbyteorder('=')}",
+                    f"{source.shape} of {source.dtype}",
+                    f"{self.what.shape} of {self.dtype.newbyteorder('=')}",
                 )
 
 
-def header(shape: Sequence[int], dtype: np.dtype, forms: Forms, sizes: Sequence[float], physical: bool) -> bytes:
-    """Header of a NIfTI file up to its first voxel; NIfTI-2 where an axis is longer than NIfTI-1 can say."""
-    kind, offset = (nib.Nifti2Header, 544) if max(shape) > MAX_NIFTI1 else (nib.Nifti1Header, 352)
+def whole_file(stream: JoinedStream | None, offset: int, what: Description, tail: bytes) -> tuple[int, bytes]:
+    """Bytes that a file must have, and those that it must end with."""
+    if stream is not None:
+        return stream.size, stream.tail
+    return offset + int(np.prod(what.shape, dtype=np.int64)) * what.dtype.itemsize, tail
+
+
+def verify_tail(path: Path, size: int, tail: bytes) -> None:
+    """WriteFailedError where a file has another length, or another end."""
+    found = path.stat().st_size
+    with open(path, "rb") as handle:
+        handle.seek(max(0, found - len(tail)))
+        if found != size or handle.read() != tail:
+            raise not_as_written(path, f"{found} bytes" if found != size else "another end", f"{size} bytes")
+
+
+def file_shape(what: Description) -> tuple[int, ...]:
+    """Lengths along x, y, z, and of several channels time and channel."""
+    volume = tuple(reversed(what.shape[1:]))
+    return volume if what.shape[0] == 1 else (*volume, 1, what.shape[0])
+
+
+def header(what: Description) -> tuple[int, bytes]:
+    """Bytes up to the first voxel, and those bytes; NIfTI-2 where an axis is longer than NIfTI-1 can say."""
+    kind, offset = (nib.Nifti2Header, 544) if max(what.shape) > MAX_NIFTI1 else (nib.Nifti1Header, 352)
     made = kind(endianness="<")
-    made.set_data_dtype(dtype)
-    made.set_data_shape(tuple(reversed(shape)))
+    made.set_data_dtype(what.dtype)
+    made.set_data_shape(file_shape(what))
     made.set_slope_inter(1, 0)
     made["vox_offset"] = offset
+    forms, sizes = orientation(what)
     made["pixdim"][1:4] = sizes[::-1]
-    if physical:
+    if what.spacing is not None:
         made.set_xyzt_units("mm")
+    if what.labels:
+        made.set_intent(LABEL)
+    elif what.shape[0] > 1:
+        made.set_intent(VECTOR)
     (qform, turned), (sform, affine) = forms
     if qform:
         made.set_qform(turned, qform)
     if sform:
         made.set_sform(affine, sform)
-    return bytes(made.binaryblock) + bytes(offset - made.sizeof_hdr)
+    return offset, bytes(made.binaryblock) + bytes(offset - made.sizeof_hdr)
 
 
-def deflate(data: bytes) -> Piece:
-    """Blocks of a deflate stream that end on a byte and refer to nothing before them."""
-    encoder = zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
-    return Piece(encoder.compress(data) + encoder.flush(zlib.Z_SYNC_FLUSH), len(data), zlib.crc32(data))
+def orientation(what: Description) -> tuple[Forms, tuple[float, ...]]:
+    """``qform`` and ``sform``, and the voxel size in millimetres along z, y, x for readers that look at neither.
 
-
-def crc32_combine(first: int, second: int, length: int) -> int:
-    """CRC-32 of two strings put together, from theirs and the length of the second.
-
-    Source: ``crc32_combine`` of zlib 1.2.12: multiplication by x^(8 length) modulo the polynomial.
+    Those of a NIfTI input are kept as they are. Another format's affine becomes both, or ``sform`` alone where it is no
+    rotation. For an image without orientation its axes are those of the space.
     """
-    return _multiply(_power(8 * length), first) ^ second
-
-
-@cache
-def _power(exponent: int) -> int:
-    """x^exponent modulo the polynomial; bits reversed, so that 2^31 is one."""
-    result, square = 1 << 31, 1 << 30
-    while exponent:
-        if exponent & 1:
-            result = _multiply(square, result)
-        square = _multiply(square, square)
-        exponent >>= 1
-    return result
-
-
-def _multiply(a: int, b: int) -> int:
-    """Product of two polynomials over GF(2), bits reversed."""
-    product = 0
-    for bit in range(31, -1, -1):
-        if a >> bit & 1:
-            product ^= b
-        b = b >> 1 ^ (POLYNOMIAL if b & 1 else 0)
-    return product
+    if what.affine is None:
+        affine = np.diag([*(s / 1e3 for s in reversed(what.spacing or (1e3,) * 3)), 1.0])
+        affine[:3, 3] = [o / 1e3 for o in reversed(what.origin)]
+        if what.spacing is None:
+            affine[:3, 3] = 0
+        return ((1, affine), (1, affine)), tuple(affine.diagonal()[2::-1])
+    sizes = np.linalg.norm(what.affine[:3, :3], axis=0)
+    if what.forms:
+        (qform, turned), (sform, stretched) = what.forms
+        return ((qform, turned), (sform, stretched)), tuple(map(float, sizes[::-1]))
+    axes = what.affine[:3, :3] / sizes
+    rotation = np.allclose(axes.T @ axes, np.eye(3), atol=TURN)
+    return ((int(rotation), what.affine), (1, what.affine)), tuple(map(float, sizes[::-1]))
