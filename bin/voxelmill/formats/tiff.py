@@ -330,7 +330,7 @@ def _open(
         check_planes(tif, each, len(pages), len(every), path)
     number, series, told = choose_series(every, selection, differing if xml is None else None, path)
     key = series.keyframe
-    numbers = {(file.absolute(), index): page for file, found in looked_at.items() for index, page in enumerate(found)}
+    numbers = {(file.resolve(), index): page for file, found in looked_at.items() for index, page in enumerate(found)}
     if xml is not None:
         pixels = xml.pixels[number]
         finest = every[number].keyframe
