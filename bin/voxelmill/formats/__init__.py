@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from voxelmill.errors import BadDataError, InputMissingError, UsageError
-from voxelmill.formats.base import NO_CHOICE, ImageSource, InPlace, Selection, unreadable
+from voxelmill.formats.base import NO_CHOICE, ImageSource, InPlace, Selection, damage_told, unreadable
 from voxelmill.formats.chunks import MissingChunks
 from voxelmill.formats.hdf5 import open_hdf5
 from voxelmill.formats.metaimage import open_metaimage
@@ -155,7 +155,8 @@ def open_image(path: Path | str, selection: Selection = NO_CHOICE) -> ImageSourc
                 file=path,
                 remedy=f"leave --{name} and the column {name} empty for this image",
             )
-    return reader.open(path, selection)
+    with damage_told(path, "the header cannot be read, the file is damaged"):
+        return reader.open(path, selection)
 
 
 def identify(path: Path) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -165,13 +168,8 @@ class ImageSource(ABC):
             raise UsageError(f"channel {channel}, box {box} is outside the image of shape {self.shape}", file=self.path)
         if any(start == stop for start, stop in box):
             return np.empty([stop - start for start, stop in box], self.dtype)
-        try:
+        with damage_told(self.path, "the voxels cannot be decoded, the file is truncated or damaged"):
             return self._read(channel, box)
-        except (VoxelmillError, MemoryError, OSError):
-            raise
-        except Exception as error:
-            # Decoders raise whatever their library knows.
-            raise unreadable(self.path, error) from error
 
     def missing_chunks(self) -> MissingChunks:
         """Chunks that were never written or were lost: they read as the fill value, without a word."""
@@ -231,6 +229,24 @@ def read_rows(
         out[y - rows[0] : y - rows[0] + count] = pixels[:, slice(*columns), sample]
 
 
+@contextmanager
+def damage_told(path: Path, found: str) -> Iterator[None]:
+    """Turn what parsers and decoders raise, which is whatever their library knows, into BadDataError.
+
+    The operating system's own errors go through, but for those of a place that no file has.
+    """
+    try:
+        yield
+    except (VoxelmillError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL, errno.EOVERFLOW):
+            raise
+        raise unreadable(path, error, found) from error
+    except Exception as error:
+        raise unreadable(path, error, found) from error
+
+
 def truncated(path: Path, needed: int, size: int) -> BadDataError:
     return BadDataError(
         f"the file is truncated: its header needs {needed} bytes, the file has {size}",
@@ -239,11 +255,13 @@ def truncated(path: Path, needed: int, size: int) -> BadDataError:
     )
 
 
-def unreadable(path: Path, error: BaseException) -> BadDataError:
-    """The error for data that a decoder refuses."""
+def unreadable(
+    path: Path, error: BaseException, found: str = "the voxels cannot be decoded, the file is truncated or damaged"
+) -> BadDataError:
+    """The error for data that a library refuses."""
     text = " ".join(str(error).split())[:300]
     return BadDataError(
-        f"the voxels cannot be decoded, the file is truncated or damaged ({type(error).__name__}: {text})",
+        f"{found} ({type(error).__name__}: {text})",
         file=path,
         remedy="copy the file again from its origin and compare the checksums",
     )
