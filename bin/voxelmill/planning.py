@@ -239,7 +239,8 @@ def label_names(config: ModelConfig) -> dict[str, str]:
     """Label value as text -> class name. A region's value bears the region's name."""
     regions = [name for name, value in config.labels.items() if value not in (0, [0]) and name != "ignore"]
     if config.regions_class_order is None:
-        named = {str(config.labels[name]): name for name in regions}
+        values = {name: config.labels[name] for name in regions}
+        named = {str(v[0] if isinstance(v, list) else v): name for name, v in values.items()}
     else:
         named = {str(v): name for v, name in zip(config.regions_class_order, regions, strict=True)}
     return {"0": "background", **named}

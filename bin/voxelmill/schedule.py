@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from voxelmill.image import ArrayLocation, ChannelStatistics, ImageInfo
@@ -140,7 +140,15 @@ class Estimate:
     output_bytes: int
 
 
-def plan_batch(batch: str, package: Path, images: Sequence[Path], options: Options, out: Path, record: Task) -> None:
+def plan_batch(
+    batch: str,
+    package: Path,
+    images: Sequence[Path],
+    options: Options,
+    out: Path,
+    record: Task,
+    member: int = 0,
+) -> None:
     """Plan every sample of a batch and write the tables of its tasks.
 
     Parameters
@@ -154,12 +162,14 @@ def plan_batch(batch: str, package: Path, images: Sequence[Path], options: Optio
         Gets ``<sample>/<sample>.plan.json``, ``<sample>/<sample>.grid.json``, ``<batch>/<batch>.tiles.csv`` and
         ``<batch>/<batch>.blocks.csv``.
     record : Task
+    member : int
+        Number of the model, from 1, where several are averaged.
     """
     config = load_config(package)
     plans = []
     for path in sorted(images):
         image = ImageInfo.load(path)
-        plan = make_plan(config, image, options)
+        plan = replace(make_plan(config, image, options), member=member)
         plan.grid.save(out / plan.sample / f"{plan.sample}.grid.json")
         path = out / plan.sample / f"{plan.sample}.plan.json"
         plan.save(path)

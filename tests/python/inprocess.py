@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -87,10 +87,11 @@ def predicted(
     out: Path,
     options: Options,
     n_tasks: int = 1,
+    member: int = 0,
 ) -> Result:
     """Plan, predict in ``n_tasks`` tasks of shuffled tiles, stitch and compose the sample imported to ``out``."""
     torch.set_num_threads(options.threads)
-    plan = make_plan(config, info, options)
+    plan = replace(make_plan(config, info, options), member=member)
     plan.save(out / "s.plan.json")
     plan = Plan.load(out / "s.plan.json")
     tiles = list(plan.tiles)

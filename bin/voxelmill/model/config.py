@@ -7,7 +7,7 @@ modules, so no name can make the program import or call anything else.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -193,6 +193,38 @@ class ModelConfig:
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise BadDataError(f"a field is of the wrong kind: {error}", file=file, remedy="pack it again") from error
         return config
+
+
+def agree_members(configs: Sequence[ModelConfig]) -> None:
+    """Raise unless models can be averaged: the same channels, classes and regions; grid and spacing may differ.
+
+    Raises
+    ------
+    ModelMismatchError
+        What two models call their channels or labels differs.
+    """
+    for number, other in enumerate(configs[1:], start=2):
+        for what, names in (("channels", list_channels), ("labels", list_labels)):
+            if names(configs[0]) != names(other):
+                raise ModelMismatchError(
+                    f"the {what} of model {number} are {names(other)}",
+                    file=other.dataset_name,
+                    expected=f"those of the first model: {names(configs[0])}",
+                    remedy="average models that were trained on the same labels and channels only",
+                )
+
+
+def list_channels(config: ModelConfig) -> str:
+    return ", ".join(config.channel_names)
+
+
+def list_labels(config: ModelConfig) -> str:
+    """Names and values as one text: of regions in the order of the network's outputs, with what each writes."""
+    used = {name: value for name, value in config.labels.items() if name != "ignore"}
+    if config.regions_class_order is None:
+        values = {name: value[0] if isinstance(value, list) else value for name, value in used.items()}
+        return ", ".join(f"{name} {value}" for name, value in sorted(values.items(), key=lambda item: item[1]))
+    return f"{', '.join(f'{name} {value}' for name, value in used.items())}; written {config.regions_class_order}"
 
 
 def check_config(config: ModelConfig, file: str) -> None:
