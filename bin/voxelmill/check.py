@@ -29,6 +29,7 @@ from voxelmill.files import read_json, sha256_tree, write_bytes
 from voxelmill.fit import CheckOptions, Fit, fit_model
 from voxelmill.forecast import FIGURES, Checked, check_disk, name_batches
 from voxelmill.formats import ImageSource, Selection, open_image
+from voxelmill.formats.base import damage_told
 from voxelmill.image import Box
 from voxelmill.model.config import ModelConfig
 from voxelmill.overlay import fit_labels
@@ -294,7 +295,8 @@ def labels_entry(labels: LabelFile) -> dict[str, str]:
 
 def refuse_missing_chunks(source: ImageSource) -> None:
     """Raise BadDataError where chunks are not there."""
-    missing = source.missing_chunks()
+    with damage_told(source.path, "the list of the image's chunks cannot be read, the file is damaged"):
+        missing = source.missing_chunks()
     if missing:
         raise BadDataError(
             f"{len(missing)} chunks are missing, the first is {missing[0]}",

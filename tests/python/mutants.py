@@ -98,7 +98,7 @@ class Child:
         self.process: subprocess.Popen[str] | None = None
 
     def outcome(self, job: dict[str, Any]) -> tuple[str, str]:
-        """-> what happened, and more about it: ``error``, ``same``, ``metadata``, ``pixels``, ``crash`` or ``killed``."""
+        """What happened (``error``, ``same``, ``metadata``, ``pixels``, ``crash`` or ``killed``), and more about it."""
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -132,13 +132,13 @@ class Child:
 def contents(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Every voxel (c, z, y, x) of an image, read as CHECK_INPUT and the import read it, and what it says of itself."""
     from voxelmill.check import every_box, refuse_missing_chunks
-    from voxelmill.formats import ZarrSource, open_image
+    from voxelmill.formats import open_image
 
     with open_image(path) as source:
-        if isinstance(source, ZarrSource):
-            refuse_missing_chunks(source)
-        told = {"spacing": source.spacing, "origin": source.origin, "axes": source.axes, "channels": source.channel_names,
-                "affine": None if source.affine is None else np.asarray(source.affine).tolist()}  # fmt: skip
+        refuse_missing_chunks(source)
+        affine = None if source.affine is None else source.affine.tolist()
+        told = {"spacing": source.spacing, "origin": source.origin, "axes": source.axes, "affine": affine,
+                "channels": source.channel_names}  # fmt: skip
         parts = [source.read(channel, box).ravel() for channel, box in every_box(source)]
         voxels = np.concatenate(parts) if parts else np.empty(0, source.dtype)
         return voxels.reshape(-1), told | {"shape": source.shape, "dtype": source.dtype.name}
