@@ -22,7 +22,7 @@ from voxelmill.fit import (
 )
 from voxelmill.formats import ImageSource
 from voxelmill.formats.spacing import Triple, checked, micrometres_per
-from voxelmill.formats.streams import open_stream
+from voxelmill.formats.streams import GZIP, open_stream
 from voxelmill.formats.writing import losses, refuse, written_dtype
 from voxelmill.image import Box
 from voxelmill.overlay import PREVIEW, compare_label_spacing, refuse_orientation, refuse_shape, refuse_type
@@ -164,8 +164,8 @@ def file_unit(source: ImageSource) -> float:
             remedy="give the voxel size as well: --spacing z,y,x or the column spacing",
         )
     with open(source.path, "rb") as handle:
-        compressed = handle.read(2) == b"\x1f\x8b"
-    with open_stream(source.path, compressed) as stream:
+        bits = GZIP if handle.read(2) == b"\x1f\x8b" else None
+    with open_stream(source.path, bits) as stream:
         head = stream.read(540)
     kind, length = (nib.Nifti2Header, 540) if head[4:7] == b"n+2" else (nib.Nifti1Header, 348)
     code = int(kind(head[:length], check=False)["xyzt_units"]) & 7
