@@ -229,17 +229,19 @@ def check_planes(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, pages:
         )
     declared = prod(series.shape)
     plane = max(1, prod(series.keyframe.shape))
-    if series.kind == "imagej":
+    # tifffile falls back to the pages where the file is shorter than what ImageJ or its own description says.
+    plain = series.kind in ("uniform", "generic") and every == 1
+    if series.kind == "imagej" or (plain and tif.is_imagej):
         described = int((tif.imagej_metadata or {}).get("images", 1))
         planes = max(1, declared // plane)
         if described != planes:
             raise planes_missing(path, "ImageJ", described, planes)
-    elif series.kind == "shaped":
+    elif series.kind == "shaped" or (plain and tif.is_shaped):
         text = series.keyframe.shaped_description or "{}"
         described = prod(json.loads(text).get("shape", series.shape))
         if described != declared:
             raise planes_missing(path, "tifffile", described // plane, declared // plane)
-    elif series.kind in ("uniform", "generic") and every == 1 and len(series.levels) == 1 and len(series) != pages:
+    elif plain and len(series.levels) == 1 and len(series) != pages:
         raise planes_missing(path, "TIFF", pages, len(series))
 
 
