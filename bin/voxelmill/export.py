@@ -224,7 +224,8 @@ def describe(file: LabelFile, grid: LabelGrid, info: ImageInfo) -> Description:
 
     An input that sets neither ``qform`` nor ``sform`` stays without, unless it was cut.
     """
-    affine, forms = None, ()
+    affine: np.ndarray | None = None
+    forms: tuple[tuple[int, np.ndarray], ...] = ()
     if info.affine is not None:
         first = info.first
         affine, *moved = (np.array(m) for m in (info.affine, *(form for _, form in info.forms)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,10 +80,15 @@ def outline(mask: np.ndarray) -> list[list[Ring]]:
     areas = [area(ring) for ring in rings]
     order = sorted((i for i, a in enumerate(areas) if a > 0), key=lambda i: areas[i])
     parts = {i: [rings[i]] for i in order}
+    low, high = (np.array([edge(rings[i], axis=0) for i in order]) for edge in (np.min, np.max))
     for i, size in enumerate(areas):
         if size < 0:
-            owner = order[0] if len(order) == 1 else _owner(rings[i], [(j, rings[j], areas[j]) for j in order], -size)
-            parts[owner].append(rings[i])
+            point = _beside(rings[i])
+            around = np.flatnonzero(((low < point) & (point < high)).all(axis=1))
+            # The smallest that holds the hole; an island in it is smaller still.
+            parts[next(order[k] for k in around if areas[order[k]] > -size and _inside(point, rings[order[k]]))].append(
+                rings[i]
+            )
     return [parts[i] for i in sorted(parts)]
 
 
@@ -125,7 +130,9 @@ def split(ring: Ring) -> list[Ring]:
     corners = list(map(tuple, ring.tolist()))
     if len(set(corners)) == len(corners):
         return [ring]
-    done, way, index = [], [], {}
+    done: list[Ring] = []
+    way: list[tuple[int, ...]] = []
+    index: dict[tuple[int, ...], int] = {}
     for corner in corners:
         if corner in index:
             first = index[corner]
@@ -146,24 +153,17 @@ def area(ring: Ring) -> float:
     return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
 
 
-def _owner(hole: Ring, outers: Sequence[tuple[int, Ring, float]], least: float) -> int:
-    """The smallest outer ring around a hole; both go along pixels' edges, so a point beside an edge decides."""
-    (x0, y0), (x1, y1) = hole[0], hole[1]
-    # The object is to the right of the way; a quarter of a pixel to the left is inside the hole.
-    step = np.sign([x1 - x0, y1 - y0])
-    x, y = (x0 + 0.5 * step[0] + 0.25 * step[1]), (y0 + 0.5 * step[1] - 0.25 * step[0])
-    for number, ring, size in outers:
-        if size > least and _inside(x, y, ring):
-            return number
-    raise AssertionError("a hole without a ring around it")
+def _beside(hole: Ring) -> np.ndarray:
+    """A point (x, y) in a hole, a quarter of a pixel to the left of its first way."""
+    way = np.sign(hole[1] - hole[0])
+    return hole[0] + 0.5 * way + 0.25 * np.array([way[1], -way[0]])
 
 
-def _inside(x: float, y: float, ring: Ring) -> bool:
+def _inside(point: np.ndarray, ring: Ring) -> bool:
     """Whether a point that is on no edge lies inside a ring."""
     xs, ys = ring[:, 0], ring[:, 1]
-    above = ys > y
-    crossing = (above != np.roll(above, -1)) & (xs > x)
-    return bool(np.count_nonzero(crossing & (xs == np.roll(xs, -1))) % 2)
+    above = ys > point[1]
+    return bool(np.count_nonzero((above != np.roll(above, -1)) & (xs > point[0])) % 2)
 
 
 def find_objects(array: zarr.Array, sample: str, rows: int) -> Objects:
@@ -240,29 +240,32 @@ def write_outlines(store: Path, grid: LabelGrid, path: Path, *, most: int | None
     found = find_objects(objects, grid.sample, rows)
     if most is not None and len(found.ids) > most:
         return None
-    with write_errors(path, sample=grid.sample), atomic_path(path) as temporary:
-        with open(temporary, "w", encoding="ascii", newline="\n") as file:
-            file.write('{"type": "FeatureCollection", "features": [')
-            before = "\n"
-            for number, mask, value in _masks(found, objects, classes, grid.sample, rows, limit):
-                polygons = [
-                    [[*ring.tolist(), ring[0].tolist()] for ring in part] for part in _moved(outline(mask[0]), mask[1])
-                ]
-                text = json.dumps(feature(grid, number, value, polygons, has["instances"]), separators=(",", ":"))
-                file.write(before + text)
-                before = ",\n"
-            file.write("\n]}\n")
+    with (
+        write_errors(path, sample=grid.sample),
+        atomic_path(path) as temporary,
+        open(temporary, "w", encoding="ascii", newline="\n") as file,
+    ):
+        file.write('{"type": "FeatureCollection", "features": [')
+        before = "\n"
+        for number, mask, corner, value in _masks(found, objects, classes, grid.sample, rows, limit):
+            polygons = [[closed(ring + corner) for ring in part] for part in outline(mask)]
+            text = json.dumps(feature(grid, number, value, polygons, has["instances"]), separators=(",", ":"))
+            file.write(before + text)
+            before = ",\n"
+        file.write("\n]}\n")
     return len(found.ids)
 
 
-def _moved(parts: list[list[Ring]], first: tuple[int, int]) -> list[list[Ring]]:
-    return [[ring + first for ring in part] for part in parts]
+def closed(ring: Ring) -> list[list[int]]:
+    """Corners as GeoJSON has them: the first is also the last."""
+    corners: list[list[int]] = ring.tolist()
+    return [*corners, corners[0]]
 
 
 def _masks(
     found: Objects, objects: zarr.Array, classes: zarr.Array | None, sample: str, rows: int, limit: int
-) -> Iterator[tuple[int, tuple[np.ndarray, tuple[int, int]], int | None]]:
-    """Id, mask with its first column and row, and class of every object, strip after strip of the plane."""
+) -> Iterator[tuple[int, np.ndarray, tuple[int, int], int | None]]:
+    """Id, mask, its first column and row, and class of every object, strip after strip of the plane."""
     strips = found.top // rows
     for strip in np.unique(strips):
         members = np.flatnonzero(strips == strip)
@@ -287,8 +290,8 @@ def _masks(
             mask = crop == found.ids[i].astype(objects.dtype)
             value = None
             if kinds is not None:
-                value = int(kinds[top - start, left + int(mask[0].argmax())])
-            yield int(found.ids[i]), (mask, (left, top)), value
+                value = int(kinds[top - start, left + int(mask[0].argmax())]) or None
+            yield int(found.ids[i]), mask, (left, top), value
 
 
 def feature(grid: LabelGrid, number: int, value: int | None, polygons: list[Any], is_object: bool) -> dict[str, Any]:
@@ -296,14 +299,12 @@ def feature(grid: LabelGrid, number: int, value: int | None, polygons: list[Any]
     properties: dict[str, Any] = {"objectType": "detection" if is_object else "annotation"}
     if is_object:
         properties["name"] = str(number)
-    elif value is None:
+        value = value or (grid.values[0] if len(grid.values) == 1 else None)
+    else:
         value = number
-    name = grid.label_names.get(str(value)) or (
-        grid.label_names.get(str(grid.values[0])) if len(grid.values) == 1 else None
-    )
-    if name:
-        colour = COLOURS[((value or grid.values[0]) - 1) % len(COLOURS)]
-        properties["classification"] = {"name": name, "color": list(colour)}
+    if value is not None and str(value) in grid.label_names:
+        colour = COLOURS[(value - 1) % len(COLOURS)]
+        properties["classification"] = {"name": grid.label_names[str(value)], "color": list(colour)}
     single = len(polygons) == 1
     return {
         "type": "Feature",

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import SimpleITK
 import tifffile
-import zarr
 from defusedxml import ElementTree
 from hypothesis import given, settings
 from hypothesis import strategies as st

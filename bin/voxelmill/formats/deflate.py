@@ -39,7 +39,7 @@ def level_of(labels: bool) -> int:
 
 def zlib_piece(data: bytes, labels: bool) -> Piece:
     """A zlib stream of its own."""
-    return Piece(imagecodecs.deflate_encode(data, level=level_of(labels)), len(data))
+    return Piece(bytes(imagecodecs.deflate_encode(data, level=level_of(labels))), len(data))
 
 
 def raw_piece(data: bytes, level: int, *, adler: bool = False) -> Piece:

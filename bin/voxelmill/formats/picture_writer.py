@@ -94,7 +94,7 @@ class JpegWriter(PlaneWriter):
 
     def encode(self, values: np.ndarray) -> Piece:
         pixels = np.ascontiguousarray(values if self.samples == 3 else values[..., 0])
-        return Piece(imagecodecs.jpeg8_encode(pixels, level=QUALITY, subsampling="444"), pixels.nbytes)
+        return Piece(bytes(imagecodecs.jpeg8_encode(pixels, level=QUALITY, subsampling="444")), pixels.nbytes)
 
     def write(self, pieces: Iterator[Piece]) -> None:
         (piece,) = pieces
