@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from nibabel.orientations import aff2axcodes
 
 from voxelmill.errors import BadDataError, Faults
@@ -23,6 +24,9 @@ from voxelmill.formats.spacing import Triple
 from voxelmill.image import Box
 from voxelmill.samplesheet import Row, printable
 from voxelmill.schedule import estimate_given
+
+MAX_SHIFT = 0.501
+"""Voxels between the first voxels of image and labels; half a one is a convention, of corners instead of centres."""
 
 PREVIEW = 256
 """Voxels of a preview on each axis; with a model it is two of its windows."""
@@ -56,7 +60,7 @@ def fit_labels(row: Row, files: Sequence[ImageSource], options: CheckOptions, fa
         box, told = choose_box(first.shape[1:], options, (PREVIEW,) * 3)
         warnings += told
     name = printable(row.files[-1][1])
-    for refuse in (refuse_type, refuse_shape, refuse_orientation):
+    for refuse in (refuse_type, refuse_shape, refuse_orientation, refuse_position):
         with faults.collect(name):
             refuse(first, labels)
     faults.raise_found()
@@ -69,12 +73,18 @@ def fit_labels(row: Row, files: Sequence[ImageSource], options: CheckOptions, fa
         flip="none",
         intensity="none",
         estimate=estimate_given(extent_of(first, box), len(channels), options.plan),
-        warnings=(*warnings, *compare_label_spacing(spacing, unit, labels)),
+        warnings=(*warnings, *compare_label_spacing(spacing, unit, labels), *compare_origins(first, labels)),
     )
 
 
 def refuse_type(_image: ImageSource, labels: ImageSource) -> None:
-    """Raise BadDataError unless labels are whole numbers by their type."""
+    """Raise BadDataError unless labels are whole numbers by their type, in a format that keeps them."""
+    if labels.format == "JPEG":
+        raise BadDataError(
+            "the labels are a JPEG, whose values are not those that were drawn",
+            expected="labels in a format without loss",
+            remedy="export the labels as PNG or TIFF",
+        )
     if labels.dtype.kind not in "biu":
         raise BadDataError(
             f"the labels are {labels.dtype}",
@@ -103,16 +113,64 @@ def shown_shape(source: ImageSource) -> str:
 
 
 def refuse_orientation(image: ImageSource, labels: ImageSource) -> None:
-    """Raise BadDataError where the voxel axes of two NIfTI files point to different sides of the body."""
-    if image.affine is None or labels.affine is None:
-        return
-    here, there = ("".join(code or "?" for code in aff2axcodes(source.affine)) for source in (labels, image))
-    if here != there:
+    """Raise BadDataError where the voxel axes of two medical files point to different sides of the body."""
+    here, there = orientation(labels), orientation(image)
+    if here and there and here != there:
         raise BadDataError(
             f"the axes of the labels run {here}, those of the image {there} (x, y, z)",
             expected="labels whose voxels lie as those of the image",
             remedy="reorient one of both, for instance with fslreorient2std or nibabel's as_reoriented",
         )
+
+
+def orientation(source: ImageSource) -> str:
+    """Where a file's voxel axes x, y, z run, such as ``RAS``; empty where it does not say."""
+    return "" if source.affine is None else "".join(code or "?" for code in aff2axcodes(source.affine))
+
+
+def refuse_position(image: ImageSource, labels: ImageSource) -> None:
+    """Raise BadDataError where both files say where their first voxel is, and that is not the same place."""
+    apart = voxels_apart(image, labels)
+    if apart is None or max(map(abs, apart)) <= MAX_SHIFT or orientation(image) != orientation(labels):
+        return
+    shown = ", ".join(f"{axis} {value:+.2f}" for axis, value in zip("zyx", apart, strict=True))
+    raise BadDataError(
+        f"the labels' first voxel lies elsewhere than the image's, by {shown} voxels; {shown_places(image, labels)}",
+        expected="labels that begin within half a voxel of where the image begins",
+        remedy="crop or resample the labels to the image's grid, or correct the origin in the header that is wrong",
+    )
+
+
+def voxels_apart(image: ImageSource, labels: ImageSource) -> tuple[float, float, float] | None:
+    """How far from the image's first voxel that of the labels lies along z, y, x; None where a file does not say."""
+    if any(source.forms and not any(code for code, _ in source.forms) for source in (image, labels)):
+        return None
+    if image.affine is not None and labels.affine is not None:
+        x, y, z = np.linalg.solve(image.affine[:3, :3], labels.affine[:3, 3] - image.affine[:3, 3])
+        return float(z), float(y), float(x)
+    if image.affine is not None or labels.affine is not None or image.spacing is None:
+        return None
+    if not (any(image.origin) and any(labels.origin)):
+        return None
+    z, y, x = ((b - a) / step for a, b, step in zip(image.origin, labels.origin, image.spacing, strict=True))
+    return z, y, x
+
+
+def shown_places(image: ImageSource, labels: ImageSource) -> str:
+    """Both positions as the files have them."""
+    if image.affine is not None and labels.affine is not None:
+        here, there, unit = tuple(labels.affine[:3, 3]), tuple(image.affine[:3, 3]), "mm (x, y, z)"
+    else:
+        here, there, unit = labels.origin, image.origin, "um (z, y, x)"
+    one, other = (", ".join(f"{value:g}" for value in place) for place in (here, there))
+    return f"{one} here, {other} there, {unit}"
+
+
+def compare_origins(image: ImageSource, labels: ImageSource) -> list[str]:
+    """A warning where one of two files says where its first voxel is and the other does not."""
+    if image.affine is not None or labels.affine is not None or any(image.origin) == any(labels.origin):
+        return []
+    return [f"only one file gives its first voxel's position, labels and image: {shown_places(image, labels)}"]
 
 
 def compare_label_spacing(spacing: Triple, unit: str, labels: ImageSource) -> list[str]:
