@@ -6,6 +6,7 @@ include { fingerprint; codeDigest } from './functions/digests'
 include { closingText } from './functions/closing'
 include { MAKE_DEMO } from './modules/make_demo/main'
 include { SEGMENT } from './workflows/segment'
+include { CONVERT } from './workflows/convert'
 
 workflow {
     def schema = readJson(file("${projectDir}/nextflow_schema.json"))
@@ -20,6 +21,7 @@ workflow {
 
     def model = params.model ? existing('model', params.model.toString()) : null
     def values = params + [memory_budget: memoryBytes(params.memory_budget), spacing_unit: params.model_spacing_unit]
+    def conversion = ['format', 'target_spacing', 'order', 'label_resampling', 'orientation', 'repair_header', 'align_labels']
     def job = [
         model: model ? [model, fingerprint(model)] : null,
         schema: file("${projectDir}/assets/schema_input.json"),
@@ -28,7 +30,7 @@ workflow {
         export: params.export,
         options: [
             pack: flags(values, ['folds', 'checkpoint', 'spacing_unit', 'trust_model']),
-            check: flags(values, ['axes', 'series', 'timepoint', 'level', 'dataset', 'channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'allow_spacing_mismatch', 'min_object_volume']),
+            check: flags(values, ['axes', 'series', 'timepoint', 'level', 'dataset', 'channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'allow_spacing_mismatch', 'min_object_volume'] + (params.workflow == 'convert' ? conversion : [])),
             import_image: flags(values, ['shard_size']),
             plan: flags(values, ['step_size', 'mirroring', 'engine', 'device', 'threads', 'tile_size', 'task_minutes', 'memory_budget', 'shard_size']),
             label: flags(values, ['components_of', 'connectivity']),
@@ -37,6 +39,8 @@ workflow {
             tabulate: flags(values, ['length']),
             compare: flags(values, ['length', 'on_bad_sample']),
             export: flags(values, ['export', 'label_values', 'memory_budget']),
+            convert: flags(values, conversion + ['memory_budget']),
+            list: flags(values, ['on_bad_sample']),
         ],
         code: [:].withDefault { script -> codeDigest(file("${projectDir}/bin"), script) },
         record: recordedParams(params, schema, workflow),
@@ -47,8 +51,14 @@ workflow {
         ? MAKE_DEMO("--shape ${params.demo_shape.replace(',', ' ')}", job.code.make_demo).map { images -> inputTuple([sheet: null, images: [images].flatten()]) }
         : channel.value(inputTuple(readInput(params.input.toString(), params.stack)))
 
-    SEGMENT(ch_input, job)
-    SEGMENT.out.ch_table.view()
+    if (params.workflow == 'convert') {
+        CONVERT(ch_input, job)
+        CONVERT.out.ch_table.view()
+    }
+    else {
+        SEGMENT(ch_input, job)
+        SEGMENT.out.ch_table.view()
+    }
 
     workflow.onComplete = { log.info(closingText(workflow, params.outdir)) }
 }

@@ -29,9 +29,13 @@ def paramFaults(values, schema) {
 // What is wrong with params only in company of others. A samplesheet alone can name labels that need no model;
 // CHECK_INPUT sees whether every row does.
 def mutualFaults(values, schema) {
-    def modelless = !values.model && values.input && !values.input.toString().toLowerCase().endsWith('.csv')
+    def converting = values.workflow == 'convert'
+    def modelless = !converting && !values.model && values.input && !values.input.toString().toLowerCase().endsWith('.csv')
     def dangling = values.cleanup && values.publish_dir_mode.toString().endsWith('link') && values.publish_dir_mode != 'link'
-    return (modelless ? ["--model is missing: ${properties(schema).model.description}"] : []) +
+    def idle = (converting ? ['flip', 'intensity', 'stop_after', 'postprocessing', 'save_probabilities', 'save_patches'] : schema['$defs'].convert.properties.keySet())
+        .findAll { name -> values[name] != null && values[name].toString() != properties(schema)[name]['default'].toString() }
+        .collect { name -> "--${name} has no effect with --workflow ${values.workflow}" }
+    return idle + (modelless ? ["--model is missing: ${properties(schema).model.description}"] : []) +
         (dangling ? ["--cleanup would delete what the results of --publish_dir_mode ${values.publish_dir_mode} point to"] : [])
 }
 
