@@ -129,6 +129,42 @@ def test_nifti_units(tmp_path: Path, unit: str, factor: float) -> None:
         np.testing.assert_allclose(np.diag(source.affine)[:3], np.array([1, 2, 3]) * factor / 1e3)
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((7, 6, 5, 4), "tzyx"), ((7, 6, 5, 4, 3), "ctzyx"), ((7, 6, 5, 1, 3), "czyx"), ((7, 6, 5, 1, 1), "zyx"),
+     ((7, 6, 1, 4), "tzyx"), ((7, 6), "zyx"), ((7, 6, 5, 4, 1, 1, 1), "tzyx")],
+)  # fmt: skip
+def test_time_points_of_nifti(tmp_path: Path, name: str, shape: tuple[int, ...], axes: str) -> None:
+    volume = noise(shape, "i2")
+    image = nib.Nifti1Image(volume, np.eye(4))
+    image.header.set_slope_inter(2.0, 1.0)
+    nib.save(image, tmp_path / name)
+    reference = np.asanyarray(nib.load(tmp_path / name).dataobj)
+    reference = reference.reshape(shape + (1,) * (5 - len(shape)) if len(shape) < 6 else shape[:5])
+    times = reference.shape[3]
+    if times > 1:
+        with pytest.raises(BadDataError, match=f"{times} time points(.|\n)*0 to {times - 1}"):
+            open_image(tmp_path / name)
+    for time in reversed(range(times)):
+        with open_image(tmp_path / name, Selection(timepoint=time)) as source:
+            expected = np.moveaxis(reference[:, :, :, time], 3, 0).transpose(0, 3, 2, 1)
+            assert (source.axes, source.timepoint) == (axes, time)
+            np.testing.assert_array_equal(whole(source), expected)
+            assert_boxes_equal(source, expected)
+    with pytest.raises(BadDataError, match="no time point"):
+        open_image(tmp_path / name, Selection(timepoint=times))
+
+
+def test_axes_beyond_five_and_pairs_of_nifti_are_refused(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(noise((3, 4, 5, 1, 1, 2)), np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(BadDataError, match="axes are"):
+        open_image(tmp_path / "a.nii")
+    nib.save(nib.Nifti1Pair(noise((3, 4, 5)), np.eye(4)), tmp_path / "a.img")
+    with pytest.raises(BadDataError, match="pair"):
+        open_image(tmp_path / "a.hdr")
+
+
 def test_compressed_nifti_is_read_once_and_its_checksum_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,5 +457,10 @@ def test_real_files(shared_data: Path, name: str) -> None:
 
 
 def test_real_nifti_with_time_points(shared_data: Path) -> None:
+    path = shared_data / "mri/example_nifti2.nii.gz"
     with pytest.raises(BadDataError, match=r"error:.*TZYX"):
-        open_image(shared_data / "mri/example_nifti2.nii.gz")
+        open_image(path)
+    reference = np.asanyarray(nib.load(path).dataobj)
+    for time in range(reference.shape[3]):
+        with open_image(path, Selection(timepoint=time)) as source:
+            np.testing.assert_array_equal(whole(source)[0], reference[..., time].T)

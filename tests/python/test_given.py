@@ -185,6 +185,15 @@ def test_any_shape_in_any_steps(
         assert sides.max() < 3 * side and (len(sides) == 1 or sides.min() >= side)
 
 
+def test_classes_have_the_names_that_their_file_gives(tmp_path: Path) -> None:
+    labels = scattered((9, 10, 11), "u1", 3)
+    for kind, expected in (("semantic", "axon"), ("instances", "object")):
+        image = opened(labels, kind)
+        image.source.label_names = {3: "axon", 9: "absent"}
+        grid = import_labels(image, info_of(labels.shape, tmp_path / kind), tmp_path / kind)
+        assert grid.label_names[str(max(grid.values))] == expected and "9" not in grid.label_names
+
+
 def test_background_alone_has_a_grid_and_no_block(tmp_path: Path) -> None:
     labels = np.zeros((20, 40, 20), "uint16")
     for kind, dtype in (("semantic", "uint8"), ("instances", "uint16")):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import PIL.Image
 import pytest
 import SimpleITK
 
+from conftest import ROOT
 from images import assert_boxes_equal, noise, whole
 from voxelmill.errors import BadDataError, RefusedError, UsageError
 from voxelmill.formats import Selection, open_image
@@ -530,3 +533,43 @@ def test_choices_that_a_format_has_not(tmp_path: Path, name: str, selection: Sel
         (tmp_path / name).write_bytes(data)
     with pytest.raises(UsageError):
         open_image(tmp_path / name, selection)
+
+
+# Memory
+
+READ_BANDS = """
+import resource, sys
+from voxelmill.formats import open_image
+source = open_image(sys.argv[1])
+source.read(0, ((0, 1), (0, 8), (0, 8)))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+_, depth, length, width = source.shape
+total = 0
+for z in range(0, depth, 16):
+    total += int(source.read(0, ((z, min(z + 16, depth)), (0, length), (0, width))).sum())
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, total)
+"""
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a.nrrd", "a.h5"])
+def test_bands_of_a_compressed_file_need_little_memory(tmp_path: Path, name: str) -> None:
+    """128 MB in bands of 8 MB; a file per format by its own library."""
+    volume = np.zeros((256, 512, 512), "u2")
+    volume[:, ::3, ::7] = np.arange(256)[:, None, None]
+    if name == "a.h5":
+        write_hdf5(tmp_path / name, volume, chunks=(8, 128, 128), compression="gzip", compression_opts=1)
+    else:
+        writer = SimpleITK.ImageFileWriter()
+        writer.SetFileName(str(tmp_path / name))
+        writer.SetUseCompression(True)
+        writer.SetCompressionLevel(1)
+        writer.Execute(SimpleITK.GetImageFromArray(volume))
+    expected = int(volume.sum())
+    del volume
+    done = subprocess.run(
+        [sys.executable, "-c", READ_BANDS, tmp_path / name], capture_output=True, text=True, timeout=120,
+        env={"PYTHONPATH": str(ROOT / "bin"), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    memory, total = map(int, done.stdout.split())
+    assert total == expected and memory < 64 << 20
