@@ -224,7 +224,7 @@ CASES = [
     Case(20, "text named .tif", raw("a.tif", TEXT), 65, ("holds text", "says TIFF")),
     Case(20, "TIFF named .nii.gz", tiff("a.nii.gz"), 65, ("holds TIFF", "says gzip-compressed NIfTI")),
     Case(20, "NIfTI named .tif", nifti("a.tif"), 65, ("holds NIfTI", "says TIFF")),
-    Case(20, "PNG", raw("a.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 99), 65, ("holds PNG",)),
+    Case(20, "PDF", raw("a.pdf", b"%PDF-1.7" + b"\0" * 99), 65, ("holds PDF",)),
     Case(20, "cut header", tiff(cut=0.001), 65, ("truncated",), SPACING),
     Case(21, "uncompressed, cut", tiff(cut=0.5), 65, ("truncated",), SPACING),
     Case(21, "uncompressed BigTIFF, cut", tiff(cut=0.5, bigtiff=True), 65, ("truncated",), SPACING),
@@ -253,6 +253,10 @@ CASES = [
     Case(50, "missing chunk, Zarr 2", zarr_image(lacking=("0.1.0",), version=2), 65, ("1 chunks", "0.1.0"), SPACING),
     Case(50, "missing chunk, filled", zarr_image(lacking=("c/0/1/0",)), 0, (), (*SPACING, "--missing-chunks", "fill")),
     Case(42, "wrong checksum", checksum_off, 65, ("decoded", "data check"), then=import_all),
+    Case(56, "all zero", tiff(data=np.zeros((6, 20, 20), "u2")), 0, (), SPACING, then=import_all),
+    Case(57, "constant", tiff(data=np.full((6, 20, 20), 7, "u2")), 0, (), SPACING, then=import_all),
+    Case(57, "one bright voxel", tiff(data=np.eye(400, dtype="u2")[:6, :].reshape(6, 20, 20)), 0, (), SPACING,
+         then=import_all),
     Case(58, "one NaN", with_value(np.nan), 65, ("1 voxels", "3, 4, 5"), SPACING, then=import_all),
     Case(58, "one infinite", with_value(np.inf), 65, ("1 voxels", "3, 4, 5"), SPACING, then=import_all),
     Case(58, "all NaN", with_value(np.nan, everywhere=True), 65, ("2400 voxels", "0, 0, 0"), SPACING, then=import_all),
@@ -310,10 +314,10 @@ def script() -> Any:
     return load_script("check_input")
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_bad_input(
+def assert_told(
     case: Case, tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The script ends with the code and the words of a case, leaves no half of a result, and touches no input."""
     arguments = prepare(case, tmp_path)
     monkeypatch.chdir(tmp_path)
     before = {path: path.read_bytes() for path in (tmp_path / "in").rglob("*") if path.is_file()}
@@ -332,6 +336,13 @@ def test_bad_input(
     assert (tmp_path / "check" / "samples.json").exists() == (case.code == 0 or case.then is not None)
     assert before == {path: path.read_bytes() for path in (tmp_path / "in").rglob("*") if path.is_file()}
     assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bad_input(
+    case: Case, tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_told(case, tmp_path, script, monkeypatch, capsys)
 
 
 def run_script(folder: Path, arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -364,6 +375,8 @@ NAMES = ["a b.tif", "a'b\"c.tif", "a;b.tif", "a$(touch pwned)`touch pwned`.tif",
          "%n{x}.tif", "日本.tif",
          unicodedata.normalize("NFC", "Größe é.tif"), unicodedata.normalize("NFD", "Größe é.tif")]  # fmt: skip
 
+FOLDERS = ["of slices", "-r", "日本 $(touch pwned)"]
+
 
 def test_odd_names_under_a_plain_locale(tmp_path: Path) -> None:
     """Rows 10 and 13: every name gives what the plain name gives, byte by byte, with LANG=C."""
@@ -372,17 +385,23 @@ def test_odd_names_under_a_plain_locale(tmp_path: Path) -> None:
     write_image(tmp_path / "in" / "plain.tif")
     for name in NAMES:
         shutil.copy(tmp_path / "in" / "plain.tif", tmp_path / "in" / name)
-    stage(tmp_path / "images", ["plain.tif", *NAMES], tmp_path / "in")
-    arguments = ["--staged", "images", "--package", str(config), "--schema", str(SCHEMA)]
+    for folder in FOLDERS:
+        (tmp_path / "in" / folder).mkdir()
+        for z in range(3):
+            tifffile.imwrite(tmp_path / "in" / folder / f"{folder} {z}.tif", volume((20, 20)), photometric="minisblack")
+    stage(tmp_path / "images", ["plain.tif", *NAMES, *FOLDERS], tmp_path / "in")
+    arguments = ["--staged", "images", "--package", str(config), "--schema", str(SCHEMA), *SPACING]
     for language in ({"LANG": "C", "LC_ALL": "C"}, {"LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
         done = run_script(tmp_path, arguments, env=language)
         assert done.returncode == 0, done.stderr
         samples = read_json(tmp_path / "check" / "samples.json")["samples"]
-        assert [entry["files"][0] for entry in samples] == ["plain.tif", *NAMES]
+        assert [entry["files"][0] for entry in samples] == ["plain.tif", *NAMES, *FOLDERS]
+        assert len({entry["id"].lower() for entry in samples}) == len(samples)
+        stacks = [samples.pop() for _ in FOLDERS]
+        assert all(entry["shape"] == [1, 3, 20, 20] for entry in stacks)
         varying = ("id", "images", "files")
         plain = {key: value for key, value in samples[0].items() if key not in varying}
         assert all({k: v for k, v in entry.items() if k not in varying} == plain for entry in samples)
-        assert len({entry["id"].lower() for entry in samples}) == len(samples)
     assert not list(tmp_path.rglob("pwned"))
 
 

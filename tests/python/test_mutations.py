@@ -26,8 +26,8 @@ from PIL import Image as Picture
 from mutants import FINE, Child, Image, Mutant, Region, mutants, sizes
 
 FLIPS = int(os.environ.get("VOXELMILL_MUTANTS", "240"))
-"""Header bits that are flipped in each format, and a third as many bytes of voxels that are changed. A sweep of thousands is
-asked for in the environment."""
+"""Header bits that are flipped in each format; a third as many bytes of voxels are changed. A sweep of thousands is asked
+for in the environment."""
 
 OME = {"axes": "ZYX", "PhysicalSizeZ": 2.0, "PhysicalSizeY": 1.0, "PhysicalSizeX": 0.5}
 IMAGEJ = {"axes": "ZYX", "spacing": 2, "unit": "um"}
