@@ -11,9 +11,10 @@ from voxelmill.task import task
 @click.command()
 @click.option("--batch", required=True)
 @click.option("--task", "number", required=True, type=int)
+@click.option("--member", default=0, help="Number of the model, from 1, where several are averaged.")
 @click.option("--package", required=True, type=click.Path(path_type=Path))
-def main(batch: str, number: int, package: Path) -> None:
-    with task("predict_tiles", batch, str(number)) as record:
+def main(batch: str, number: int, member: int, package: Path) -> None:
+    with task("predict_tiles", batch, f"m{member}.{number}" if member else str(number)) as record:
         from voxelmill.predict import predict_task
 
         predict_task(batch, number, package, Path(), record)

@@ -11,8 +11,9 @@ from voxelmill.task import task
 @click.command()
 @click.option("--batch", required=True)
 @click.option("--group", required=True, type=int)
-def main(batch: str, group: int) -> None:
-    with task("stitch_blocks", batch, str(group)) as record:
+@click.option("--member", default=0, help="Number of the model, from 1, where several are averaged.")
+def main(batch: str, group: int, member: int) -> None:
+    with task("stitch_blocks", batch, f"m{member}.{group}" if member else str(group)) as record:
         from voxelmill.stitch import stitch_group
 
         stitch_group(batch, group, Path(), record)

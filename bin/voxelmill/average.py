@@ -19,7 +19,7 @@ import zarr
 from voxelmill.errors import ModelMismatchError, TemporaryError
 from voxelmill.image import Box
 from voxelmill.plan import Plan
-from voxelmill.probabilities import background, largest_step
+from voxelmill.probabilities import MEMBER_TYPE, background, largest_step
 from voxelmill.probability_store import (
     STORE,
     block_name,
@@ -31,9 +31,6 @@ from voxelmill.probability_store import (
 )
 from voxelmill.stitch import block_of_labels
 from voxelmill.task import Task
-
-MEMBER_TYPE = "uint16"
-"""Type in which the models that are averaged keep their probabilities."""
 
 
 class Member:
@@ -205,5 +202,5 @@ def average_batch(folder: Path, n_members: int, probabilities: str | None, recor
             )
         average_models(found, folder, folder / sample, probabilities)
         if probabilities:
-            record.output(Path(sample) / STORE)
+            record.output(folder / sample / STORE)
         record.counts[sample] = {"blocks": len(found[0].grid.reached), "models": n_members}

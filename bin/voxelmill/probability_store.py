@@ -32,6 +32,7 @@ from voxelmill.store import (
     n_shard_levels,
     write_group,
 )
+from voxelmill.task import Task
 
 STORE = "probabilities.ome.zarr"
 
@@ -208,7 +209,9 @@ def channels(names: Iterable[str], step: int) -> Iterable[dict[str, Any]]:
         }
 
 
-def compose_samples(folder: Path) -> dict[str, Path]:
-    """Stores of all samples whose plans lie in ``folder``, each in a folder of its own in it."""
-    plans = [Plan.load(path) for path in sorted(folder.glob("*.plan.json"))]
-    return {plan.sample: compose_probabilities(plan, folder, folder / plan.sample) for plan in plans}
+def compose_batch(folder: Path, record: Task) -> None:
+    """Compose the stores of every sample whose plan lies in ``folder``, each into a folder of its own in it."""
+    for path in sorted(folder.glob("*.plan.json")):
+        plan = Plan.load(path)
+        record.output(compose_probabilities(plan, folder, folder / plan.sample))
+        record.counts[plan.sample] = {"heads": plan.heads}

@@ -12,6 +12,7 @@ from voxelmill.model.config import ModelConfig
 from voxelmill.model.package import load_config
 from voxelmill.plan import Plan
 from voxelmill.planning import Options, make_plan
+from voxelmill.probabilities import MEMBER_TYPE, STORED_BYTES
 from voxelmill.rows import BlockRow, TileRow, write_rows
 from voxelmill.task import Task
 
@@ -95,14 +96,53 @@ def estimate(config: ModelConfig, shape: tuple[int, ...], spacing: tuple[float, 
     plan = make_plan(config, image, options)
     sent = traffic(plan)
     voxels = image.voxels
+    # a voxel that one tile finishes passes through its piece, every voxel through its block
+    likely = plan.heads * (sent["finished"] + voxels)
     return Estimate(
         windows=plan.n_windows,
         tiles=len(plan.tiles),
         seconds=plan.n_windows * plan.window_seconds,
         memory_bytes=plan.memory_bytes,
-        work_bytes=IMAGE_BYTES * voxels * len(config.channel_names) + 6 * sent["sums"] + label_work(voxels),
-        output_bytes=label_output(voxels),
+        work_bytes=IMAGE_BYTES * voxels * len(config.channel_names)
+        + 6 * sent["sums"]
+        + label_work(voxels)
+        + probability_bytes(likely, plan.probabilities),
+        output_bytes=label_output(voxels) + probability_bytes(plan.heads * voxels, plan.probabilities),
     )
+
+
+def estimate_models(
+    configs: Sequence[ModelConfig], shape: tuple[int, ...], spacing: tuple[float, ...], options: Options
+) -> Estimate:
+    """What a sample will take with all models that are averaged; of one model the same as :func:`estimate`.
+
+    Parameters
+    ----------
+    configs : sequence of ModelConfig
+        At least one.
+    shape, spacing, options
+        As for :func:`estimate`.
+    """
+    if len(configs) == 1:
+        return estimate(configs[0], shape, spacing, options)
+    kept = replace(options, probabilities=MEMBER_TYPE)
+    every = [estimate(config, shape, spacing, kept) for config in configs]
+    alone = estimate_given(shape, configs[0].channels, options)
+    mean = probability_bytes(configs[0].heads * math.prod(shape), options.probabilities)
+    return Estimate(
+        windows=sum(one.windows for one in every),
+        tiles=sum(one.tiles for one in every),
+        seconds=sum(one.seconds for one in every),
+        memory_bytes=max(one.memory_bytes for one in every),
+        # the image, the labels and the exported files are there once
+        work_bytes=alone.work_bytes + mean + sum(one.work_bytes - alone.work_bytes for one in every),
+        output_bytes=alone.output_bytes + mean,
+    )
+
+
+def probability_bytes(values: int, dtype: str | None) -> int:
+    """Bytes of so many probabilities in a file."""
+    return 0 if dtype is None else int(values * STORED_BYTES[dtype])
 
 
 def estimate_given(shape: tuple[int, ...], channels: int, options: Options) -> Estimate:
@@ -163,9 +203,11 @@ def plan_batch(
         ``<batch>/<batch>.blocks.csv``.
     record : Task
     member : int
-        Number of the model, from 1, where several are averaged.
+        Number of the model, from 1, where several are averaged, which need probabilities as they need them.
     """
     config = load_config(package)
+    if member:
+        options = replace(options, probabilities=MEMBER_TYPE)
     plans = []
     for path in sorted(images):
         image = ImageInfo.load(path)

@@ -19,7 +19,7 @@ from inprocess import imported, predicted, textured
 from models import make_model_folder
 from reference import predict_reference
 from test_exact import REGIONS, tree_digest
-from voxelmill.average import MEMBER_TYPE, average_batch, average_models, average_shard, mean_steps
+from voxelmill.average import average_batch, average_models, average_shard, mean_steps
 from voxelmill.compose import compose_store
 from voxelmill.ensemble import with_onednn
 from voxelmill.errors import ModelMismatchError, TemporaryError
@@ -29,7 +29,7 @@ from voxelmill.model.config import ModelConfig, agree_members
 from voxelmill.model.network import load_networks
 from voxelmill.plan import Plan
 from voxelmill.planning import Options
-from voxelmill.probabilities import largest_step
+from voxelmill.probabilities import MEMBER_TYPE, largest_step
 from voxelmill.probability_store import block_name
 from voxelmill.task import Task
 

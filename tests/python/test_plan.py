@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -24,7 +25,7 @@ from voxelmill.model.resample import Resampling
 from voxelmill.plan import Axis, Plan
 from voxelmill.planning import Options, make_plan, ras_orientation, window_starts
 from voxelmill.rows import BlockRow, TileRow, read_rows, write_rows
-from voxelmill.schedule import estimate, schedule
+from voxelmill.schedule import estimate, estimate_models, schedule
 
 
 @given(st.integers(1, 700), st.integers(1, 160), st.floats(0.1, 1.0))
@@ -138,6 +139,38 @@ def test_tiles_fit_the_memory_budget(config: ModelConfig) -> None:
     assert all(figure.memory_bytes <= budget for budget, figure in figures.items())
     with pytest.raises(UsageError, match="memory"):
         estimate(config, shape, spacing, Options(memory_budget=800_000_000))
+
+
+def test_probabilities_are_part_of_the_estimate(config: ModelConfig, tmp_path: Path) -> None:
+    shape, spacing = (256, 256, 256), (1000.0, 1000.0, 1000.0)
+    values = config.heads * 256**3
+    plain, small, large = (
+        estimate(config, shape, spacing, Options(probabilities=dtype)) for dtype in (None, "uint8", "uint16")
+    )
+    for other, of_one in ((small, 0.4), (large, 1.5)):
+        assert other.output_bytes - plain.output_bytes == pytest.approx(of_one * values)
+        assert of_one * values < other.work_bytes - plain.work_bytes <= 2 * of_one * values
+        assert other.memory_bytes > plain.memory_bytes
+    plan = replace(plan_of(config, tmp_path, (40, 40, 40)), probabilities="uint8", member=2)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert plan.head_names == ("background", "core", "border")
+
+
+def test_several_models_are_part_of_the_estimate(config: ModelConfig) -> None:
+    shape, spacing, options = (256, 256, 256), (1000.0, 1000.0, 1000.0), Options(tile_size=(128, 128, 128))
+    other = replace(config, spacing=(2.0, 2.0, 2.0))
+    assert estimate_models([config], shape, spacing, options) == estimate(config, shape, spacing, options)
+    kept = replace(options, probabilities="uint16")
+    one, two = (estimate(model, shape, spacing, kept) for model in (config, other))
+    both = estimate_models([config, other], shape, spacing, options)
+    assert both.windows == one.windows + two.windows > one.windows
+    assert both.seconds == pytest.approx(one.seconds + two.seconds)
+    assert both.memory_bytes == max(one.memory_bytes, two.memory_bytes)
+    assert both.output_bytes == estimate(config, shape, spacing, options).output_bytes
+    # the image and the labels are counted once
+    assert max(one.work_bytes, two.work_bytes) < both.work_bytes < one.work_bytes + two.work_bytes
+    assert estimate_models([config, other], shape, spacing, kept).output_bytes == one.output_bytes
 
 
 @pytest.mark.parametrize("reader", [NibabelIOWithReorient, SimpleITKIOWithReorient])
