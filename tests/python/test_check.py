@@ -24,6 +24,7 @@ from conftest import ROOT
 from voxelmill import check as check_module
 from voxelmill import forecast
 from voxelmill.check import check_input, is_staged_as, with_all_faults
+from voxelmill.convert.request import Request
 from voxelmill.errors import (
     BadDataError,
     FaultsError,
@@ -617,6 +618,38 @@ def test_full_check_reads_every_voxel(tmp_path: Path) -> None:
     run(tmp_path, images=["a.tif"], spacing="2,1,1")
     with pytest.raises(BadDataError, match="decoded"):
         run(tmp_path, images=["a.tif"], spacing="2,1,1", full=True)
+
+
+def test_conversions_need_no_model_and_tell_what_a_format_cannot_carry(tmp_path: Path) -> None:
+    """Rows with and without labels; every sample's faults at once."""
+    write_image(tmp_path / "a.tif", (2, 6, 20, 20), (2, 1, 1))
+    write_labels(tmp_path / "l.tif")
+    rows = [{"sample": "a", "image": "a.tif", "semantic": "l.tif"}, {"sample": "b", "image": "a.tif", "channel": "1"}]
+    result = run(tmp_path, rows, config=None, convert=Request(format="nifti"))
+    assert [(entry["id"], entry["start"], entry["channel"]) for entry in result.samples] == [
+        ("a", "assemble", [0, 1]),
+        ("b", "predict", [1]),
+    ]
+    assert result.total["windows"] == 0 < result.total["output_bytes"]
+    with pytest.raises(FaultsError) as caught:
+        run(tmp_path, rows, config=None, convert=Request(format="png"))
+    assert {(fault.sample, fault.code) for fault in caught.value.faults} == {("a", 65), ("b", 65)}
+
+
+def test_script_takes_a_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "a.tif")
+    stage(tmp_path / "images", ["a.tif"], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    seen: list[CheckOptions] = []
+    script = load_script("check_input")
+    monkeypatch.setattr(
+        script, "check_input", lambda *given, **named: seen.append(given[4]) or check_input(*given, **named)
+    )
+    arguments = ["--staged", "images", "--schema", str(SCHEMA), "--format", "nrrd", "--target-spacing", "4,2,2",
+                 "--order", "3", "--align-labels", "--workers", "3"]  # fmt: skip
+    script.main.main(arguments, standalone_mode=False)
+    assert seen[0].convert == Request("nrrd", "4,2,2", "3", "majority", None, None, True) and seen[0].workers == 3
+    assert read_json(Path("check/samples.json"))["samples"][0]["spacing"] == [2, 1, 1]
 
 
 # Given labels
