@@ -17,7 +17,7 @@ def main(batch: str, number: int, member: int, package: Path) -> None:
     with task("predict_tiles", batch, f"m{member}.{number}" if member else str(number)) as record:
         from voxelmill.predict import predict_task
 
-        predict_task(batch, number, package, Path(), record)
+        predict_task(batch, number, package, Path(), record, member)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def main(batch: str, group: int, member: int) -> None:
     with task("stitch_blocks", batch, f"m{member}.{group}" if member else str(group)) as record:
         from voxelmill.stitch import stitch_group
 
-        stitch_group(batch, group, Path(), record)
+        stitch_group(batch, group, Path(), record, member)
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def average_batch(folder: Path, n_members: int, probabilities: str | None, recor
     Parameters
     ----------
     folder : Path
-        Holds ``plans/<number>/<sample>.plan.json`` of all models, and the blocks; each sample gets a folder in it.
+        Holds ``<sample>.m<member>.plan.json`` of all models, and the blocks; each sample gets a folder in it.
     n_members : int
         How many models there are.
     probabilities : str or None
@@ -188,7 +188,7 @@ def average_batch(folder: Path, n_members: int, probabilities: str | None, recor
         Where a model's plan of a sample is not there.
     """
     plans: dict[str, list[Plan]] = defaultdict(list)
-    for path in folder.glob("plans/*/*.plan.json"):
+    for path in sorted(folder.glob("*.plan.json")):
         plan = Plan.load(path)
         plans[plan.sample].append(plan)
     for sample, found in sorted(plans.items()):

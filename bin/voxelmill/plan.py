@@ -168,7 +168,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Contents of ``<sample>.plan.json``.
+    """Contents of ``<sample>.plan.json``, or ``<sample>.m<member>.plan.json``.
 
     ``normalization`` holds, per channel, the scheme's name and the numbers it needs; ``mirror_axes`` are spatial
     axes of the network that test-time mirroring flips. ``probabilities`` is the type in which the probabilities of the
@@ -346,6 +346,11 @@ class Plan:
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
+
+    @staticmethod
+    def file_name(sample: str, member: int = 0) -> str:
+        """Name of a plan's file; of the models that are averaged each has its own."""
+        return f"{sample}{f'.m{member}' if member else ''}.plan.json"
 
     @classmethod
     def load(cls, path: Path) -> Plan:

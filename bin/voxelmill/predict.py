@@ -291,7 +291,7 @@ def predict_tiles(
     return counts
 
 
-def predict_task(batch: str, number: int, package: Path, folder: Path, record: Task) -> None:
+def predict_task(batch: str, number: int, package: Path, folder: Path, record: Task, member: int = 0) -> None:
     """Predict the tiles of one task.
 
     Parameters
@@ -304,9 +304,11 @@ def predict_task(batch: str, number: int, package: Path, folder: Path, record: T
         Holds the table, ``<sample>.plan.json``, ``<sample>.image.json`` and ``stores/``; gets a folder of pieces per
         sample.
     record : Task
+    member : int
+        Number of the model, from 1, where several are averaged.
     """
     rows = [row for row in read_rows(folder / f"{batch}.tiles.csv", TileRow) if row.task == number]
-    plans = {row.sample: Plan.load(folder / f"{row.sample}.plan.json") for row in rows}
+    plans = {row.sample: Plan.load(folder / Plan.file_name(row.sample, member)) for row in rows}
     images = {sample: NetworkImage(plan, staged_image(sample, folder)) for sample, plan in plans.items()}
     first = plans[rows[0].sample]
     device = use_device(first.device, first.threads)

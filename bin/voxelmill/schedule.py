@@ -213,7 +213,7 @@ def plan_batch(
         image = ImageInfo.load(path)
         plan = replace(make_plan(config, image, options), member=member)
         plan.grid.save(out / plan.sample / f"{plan.sample}.grid.json")
-        path = out / plan.sample / f"{plan.sample}.plan.json"
+        path = out / plan.sample / Plan.file_name(plan.sample, member)
         plan.save(path)
         record.output(path)
         plans.append(plan)

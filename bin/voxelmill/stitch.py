@@ -136,7 +136,7 @@ def cell_sums(plan: Plan, cell: Cell, received: dict[Index, Archive]) -> np.ndar
     return sums
 
 
-def stitch_group(batch: str, group: int, folder: Path, record: Task) -> None:
+def stitch_group(batch: str, group: int, folder: Path, record: Task, member: int = 0) -> None:
     """Stitch the blocks of one group.
 
     Parameters
@@ -146,9 +146,11 @@ def stitch_group(batch: str, group: int, folder: Path, record: Task) -> None:
     folder : Path
         Holds ``<batch>.blocks.csv``, ``<sample>.plan.json`` and the pieces; each sample's blocks go to a folder in it.
     record : Task
+    member : int
+        Number of the model, from 1, where several are averaged.
     """
     rows = [row for row in read_rows(folder / f"{batch}.blocks.csv", BlockRow) if row.group == group]
-    plans = {row.sample: Plan.load(folder / f"{row.sample}.plan.json") for row in rows}
+    plans = {row.sample: Plan.load(folder / Plan.file_name(row.sample, member)) for row in rows}
     for row in rows:
         plan = plans[row.sample]
         block = plan.block(row.block)

@@ -136,9 +136,8 @@ def test_a_batch_lacks_nothing_in_silence(packages: tuple[dict[str, Any], Path],
     _, folder = packages
     info = imported(textured((20, 20, 20), seed=4), tmp_path)
     plans = members(folder, tmp_path, info, (None, None), 1)
-    for number, plan in enumerate(plans):
-        (tmp_path / "plans" / str(number)).mkdir(parents=True)
-        plan.save(tmp_path / "plans" / str(number) / "s.plan.json")
+    for plan in plans:
+        plan.save(tmp_path / Plan.file_name("s", plan.member))
     for path in (tmp_path / "blocks").iterdir():
         path.rename(tmp_path / path.name)
     record = Task("average_models", "s")
