@@ -11,7 +11,7 @@ import numpy as np
 from numcodecs import Fletcher32, Shuffle
 
 from voxelmill.formats.deflate import level_of
-from voxelmill.formats.planes import Description, ImageWriter, Key, Piece, not_as_written
+from voxelmill.formats.planes import Description, ImageWriter, Key, Piece, Spool, not_as_written
 from voxelmill.image import Box, cut_box, whole
 
 DATASET = "image"
@@ -27,6 +27,7 @@ class Hdf5Writer(ImageWriter):
         self._chunk = tuple(min(c, n) for c, n in zip(CHUNK, what.shape[1:], strict=True))
         self.depth, self.rows = self._chunk[:2]
         self._level = level_of(what.labels)
+        self._spool: Spool | None = None
         self._shuffle = Shuffle(self.dtype.itemsize)
         channels = [what.shape[0]] if what.shape[0] > 1 else []
         self._file = h5py.File(path, "w", libver=("earliest", "v110"))
@@ -57,7 +58,10 @@ class Hdf5Writer(ImageWriter):
             self._data.attrs["channel_names"] = [str(name) for name in self.what.channel_names]
 
     def begin(self, channels: Sequence[int], planes: tuple[int, int]) -> None:
-        pass
+        layers = -(-(planes[1] - planes[0]) // self.depth)
+        self._first, self._channels = planes[0], len(channels)
+        self._spool = Spool(layers * self._channels, self.path.parent)
+        self._keys: list[list[Key]] = [[] for _ in range(self._spool.planes)]
 
     def cut(self, channels: Sequence[int], box: Box, values: Sequence[np.ndarray]) -> Iterator[tuple[Key, np.ndarray]]:
         for channel, array in zip(channels, values, strict=True):
@@ -73,22 +77,31 @@ class Hdf5Writer(ImageWriter):
         return Piece(bytes(Fletcher32().encode(packed)), chunk.nbytes)
 
     def accept(self, key: Key, piece: Piece) -> None:
-        self._data.id.write_direct_chunk(key if self._data.ndim == 4 else key[1:], piece.data)
+        plane = (key[1] - self._first) // self.depth * self._channels + key[0]
+        assert self._spool is not None
+        self._keys[plane].append(key)
+        self._spool.add(plane, piece)
 
     def flush(self) -> None:
-        pass
+        assert self._spool is not None
+        # Layer after layer, whatever slabs they came in: the chunks' order in the file is always the same.
+        for plane, keys in enumerate(self._keys):
+            for key, piece in zip(keys, self._spool.pieces(plane), strict=True):
+                self._data.id.write_direct_chunk(key if self._data.ndim == 4 else key[1:], piece.data)
+        self._spool.close()
 
     def close(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
         self._file.close()
 
     def verify(self) -> None:
-        with h5py.File(self.path, "r") as file:
-            found = file[DATASET]
-            expected = [1 if n == 1 else n for n in self.what.shape]
-            shape = (1, *found.shape) if found.ndim == 3 else found.shape
-            try:
-                last = found[tuple(slice(n - 1, n) for n in found.shape)]
-            except OSError as error:
-                raise not_as_written(self.path, f"a last chunk that cannot be read: {error}", "all chunks") from error
-            if list(shape) != expected or found.dtype != self.dtype or last.size != 1:
-                raise not_as_written(self.path, f"{shape} of {found.dtype}", f"{expected} of {self.dtype}")
+        expected = self.what.shape if self.what.shape[0] > 1 else self.what.shape[1:]
+        try:
+            with h5py.File(self.path, "r") as file:
+                found, dtype = file[DATASET].shape, file[DATASET].dtype
+                file[DATASET][tuple(slice(n - 1, n) for n in found)]
+        except OSError as error:
+            raise not_as_written(self.path, f"what cannot be read: {error}", "an HDF5 file") from error
+        if found != expected or dtype != self.dtype:
+            raise not_as_written(self.path, f"{found} of {dtype}", f"{expected} of {self.dtype}")

@@ -7,6 +7,7 @@ single precision.
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voxelmill.errors import WRITE_FAILED, BadDataError, WriteFailedError, code_of
+from voxelmill.errors import WRITE_FAILED, BadDataError, VoxelmillError, WriteFailedError, code_of
 from voxelmill.files import atomic_folder, atomic_path
 from voxelmill.formats.bands import Part, write_bands
 from voxelmill.formats.base import ImageSource
@@ -36,6 +37,14 @@ ALL_TYPES = (
 WIDER = {"bool": "uint8", "float16": "float32"}
 
 MEMORY_BUDGET = 4_000_000_000
+
+FULL = re.compile(
+    "|".join(
+        f"os error {n}\\b|errno = {n}\\b" for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+    )
+    + "|No space left|File too large|quota exceeded"
+)
+"""How libraries that keep no number of the system's error tell of a disk that is full or broken."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +205,8 @@ def losses(source: ImageSource, target: str) -> list[str]:
         lost.append("its origin")
     if source.spacing is not None and not form.spacing:
         lost.append("its voxel size")
+    if source.spacing is None and target in ("nifti", "nii"):
+        lost.append("that it has no voxel size: a header has one, here 1 mm")
     if source.channel_names and not form.names and not source.rgb:
         lost.append("the names of its channels")
     return lost
@@ -277,11 +288,12 @@ def write_errors(path: Path, *, sample: str | None = None, remedy: str = "") -> 
     """Turn the system's errors of a full or broken disk into ours."""
     try:
         yield
-    except OSError as error:
-        if code_of(error) != WRITE_FAILED and error.errno != errno.EFBIG:
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, VoxelmillError) or not (code_of(error) == WRITE_FAILED or FULL.search(str(error))):
             raise
+        text = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise WriteFailedError(
-            f"{path.name} cannot be written: {error.strerror}",
+            f"{path.name} cannot be written: {text}",
             sample=sample,
             file=path,
             remedy=remedy or f"free space on the disk ({free_bytes(path)} bytes are left), then run again",

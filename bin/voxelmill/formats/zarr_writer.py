@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import numpy as np
 import zarr
 
-from voxelmill.errors import WriteFailedError
 from voxelmill.formats.planes import Description, not_as_written
 from voxelmill.image import Box, cut_box, slices, whole
 from voxelmill.store import (
@@ -58,30 +57,25 @@ def write_ome_zarr(read: Read, path: Path, what: Description, chunk: Sequence[in
     Raises
     ------
     WriteFailedError
-        Where the store cannot be written, or does not hold what was written.
+        Where the store does not hold what was written.
     """
     shape = what.shape[1:]
     shard = PLANE_SHARD if shape[0] == 1 else SHARD
     # A plane keeps its z axis only where that says something: a thickness of its own, a height.
     flat = shape[0] == 1 and (what.spacing is None or what.spacing[0] == what.spacing[1]) and not what.origin[0]
     axes = ("c" if what.shape[0] > 1 else "") + ("yx" if flat else "zyx")
-    try:
-        arrays = [
-            _create(path, what, axes, level, level_shard(shape, shard, level), chunk_of(shape))
-            for level in range(n_shard_levels(shape, shard))
-        ]
-        for channel in range(what.shape[0]):
-            for box in cut_box(whole(shape), zarr_step(shape, shard, chunk, what.dtype.itemsize, memory_budget)):
-                values = read(channel, box)
-                for level, array in enumerate(arrays):
-                    if level:
-                        values = halve(values, shape, what.labels)
-                    _put(array, axes, channel, level_box(box, shape, level), values)
-        arrays += _top(path, what, axes, shard, arrays[-1], len(arrays))
-    except (OSError, RuntimeError, ValueError) as error:
-        if (isinstance(error, OSError) and error.errno is not None) or "No space left" not in str(error):
-            raise
-        raise WriteFailedError(f"the store cannot be written: {error}", file=path) from error
+    arrays = [
+        _create(path, what, axes, level, level_shard(shape, shard, level), chunk_of(shape))
+        for level in range(n_shard_levels(shape, shard))
+    ]
+    for channel in range(what.shape[0]):
+        for box in cut_box(whole(shape), zarr_step(shape, shard, chunk, what.dtype.itemsize, memory_budget)):
+            values = read(channel, box)
+            for level, array in enumerate(arrays):
+                if level:
+                    values = halve(values, shape, what.labels)
+                _put(array, axes, channel, level_box(box, shape, level), values)
+    arrays += _top(path, what, axes, shard, arrays[-1], len(arrays))
     write_group(path, attributes(what, axes, len(arrays)))
     verify(path, arrays)
 
