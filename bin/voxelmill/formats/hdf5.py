@@ -137,6 +137,13 @@ def _open(path: Path, file: h5py.File, selection: Selection) -> Hdf5Source:
     size = path.stat().st_size
     if dataset.chunks is None and place is not None and place + dataset.id.get_storage_size() > size:
         raise truncated(path, place + dataset.id.get_storage_size(), size)
+    held, needed = dataset.id.get_storage_size(), prod(shape) * dataset.dtype.itemsize
+    if dataset.chunks is None and held not in (0, needed):
+        raise BadDataError(
+            f"the array's shape {shape} and type need {needed} bytes, the file keeps {held} for it",
+            file=path,
+            remedy="copy the file again from its origin and compare the checksums",
+        )
     lengths = shape_czyx(names, shape)
     spacing = read_spacing(dataset, lengths[1], path)
     return Hdf5Source(

@@ -75,10 +75,11 @@ class ZarrSource(ImageSource):
         A writer may leave out chunks that are all fill value, so these count as missing too: nobody can tell. The work
         is bounded by the files that are there, whatever shape the metadata declare.
         """
-        files, _ = chunk_shapes(self.metadata)
+        files, chunks = chunk_shapes(self.metadata)
         grid = [-(-length // size) for length, size in zip(self.metadata["shape"], files, strict=True)]
         prefix, separator = key_encoding(self.metadata)
-        present = frozenset(chunk_files(self.path / self.inside, prefix, separator, grid))
+        root = self.path / self.inside
+        present = frozenset(chunk_files(root, prefix, separator, grid, sharded=files != chunks))
         return MissingChunks(tuple(grid), present, prefix, separator)
 
 

@@ -163,8 +163,13 @@ def key_encoding(metadata: dict[str, Any]) -> tuple[str, str]:
     return f"c{separator}", separator
 
 
-def chunk_files(root: Path, prefix: str, separator: str, grid: list[int]) -> Iterator[tuple[int, ...]]:
-    """Indices of the chunk files below an array's folder that lie inside the grid."""
+def chunk_files(
+    root: Path, prefix: str, separator: str, grid: list[int], *, sharded: bool = False
+) -> Iterator[tuple[int, ...]]:
+    """Indices of the chunk files below an array's folder that lie inside the grid.
+
+    Of shards those without a byte are left out: such a file would read as the fill value, without a word.
+    """
     for folder, _, names in os.walk(root):
         relative = os.path.relpath(folder, root)
         start = "" if relative == "." else relative.replace(os.sep, "/") + "/"
@@ -175,5 +180,6 @@ def chunk_files(root: Path, prefix: str, separator: str, grid: list[int]) -> Ite
             parts = key[len(prefix) :].split(separator)
             if len(parts) == len(grid) and all(part.isdecimal() for part in parts):
                 index = tuple(map(int, parts))
-                if all(i < n for i, n in zip(index, grid, strict=True)):
+                inside = all(i < n for i, n in zip(index, grid, strict=True))
+                if inside and not (sharded and os.path.getsize(os.path.join(folder, name)) == 0):
                     yield index
