@@ -17,6 +17,7 @@ from voxelmill.files import write_json
 from voxelmill.fit import CheckOptions
 from voxelmill.forecast import table
 from voxelmill.formats import Selection
+from voxelmill.model.config import agree_members
 from voxelmill.model.package import load_config
 from voxelmill.planning import Options
 from voxelmill.schedule import tile_shape
@@ -46,7 +47,7 @@ def request(values: Mapping[str, Any]) -> Request | None:
 @click.option("--input", "sheet", type=PATH, help="Samplesheet; without it every staged image is a sample.")
 @click.option("--images", type=int, help="How many files the pipeline found in the samplesheet.")
 @click.option("--staged", type=PATH, required=True, help="Folder with one numbered folder per file.")
-@click.option("--package", type=PATH, help="The packed model; needed unless every row brings its labels along.")
+@click.option("--package", "packages", type=PATH, multiple=True, help="A packed model; several are averaged.")
 @click.option("--schema", type=PATH, required=True, help="JSON schema of the samplesheet.")
 @click.option("--axes")
 @click.option("--series", type=int)
@@ -74,6 +75,7 @@ def request(values: Mapping[str, Any]) -> Request | None:
 @click.option("--step-size", default=0.5)
 @click.option("--mirroring", default="on", type=click.Choice(["on", "off"]))
 @click.option("--engine", default="float32")
+@click.option("--save-probabilities", default="none", type=click.Choice(["none", "uint8", "uint16"]))
 @click.option("--shard-size", default=256)
 @click.option("--device", default="cpu")
 @click.option("--format", "target", help="Images are to be converted to this format, and not segmented.")
@@ -84,7 +86,7 @@ def request(values: Mapping[str, Any]) -> Request | None:
 @click.option("--repair-header", type=click.Choice(["qform", "sform"]))
 @click.option("--align-labels", is_flag=True)
 def main(
-    sheet: Path | None, images: int | None, staged: Path, package: Path | None, schema: Path, **values: Any
+    sheet: Path | None, images: int | None, staged: Path, packages: tuple[Path, ...], schema: Path, **values: Any
 ) -> None:
     """Write check/samples.json and check/estimate.json, and print the estimate."""
     with task("check_input", "check") as record:
@@ -115,10 +117,13 @@ def main(
                 tile_size=tile_shape(values["tile_size"]),
                 threads=values["threads"],
                 task_seconds=60 * values["task_minutes"],
+                probabilities=None if values["save_probabilities"] == "none" else values["save_probabilities"],
             ),
         )
-        config = None if package is None else load_config(package)
-        result = check_input(sheet, staged, schema, config, options, images=images)
+        configs = [load_config(package) for package in packages]
+        agree_members(configs)
+        config = configs[0] if configs else None
+        result = check_input(sheet, staged, schema, config, options, others=configs[1:], images=images)
         for entry in result.samples:
             for text in entry["warnings"]:
                 record.warn(text, sample=entry["id"])

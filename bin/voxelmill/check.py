@@ -26,7 +26,7 @@ from voxelmill.errors import (
     several,
 )
 from voxelmill.files import read_json, sha256_tree, write_bytes
-from voxelmill.fit import CheckOptions, Fit, fit_model
+from voxelmill.fit import CheckOptions, Fit, fit_models
 from voxelmill.forecast import FIGURES, Checked, check_disk, name_batches
 from voxelmill.formats import ImageSource, Selection, open_image
 from voxelmill.formats.base import damage_told
@@ -53,6 +53,7 @@ def check_input(
     config: ModelConfig | None,
     options: CheckOptions,
     *,
+    others: Sequence[ModelConfig] = (),
     images: int | None = None,
 ) -> Checked:
     """Check all samples of a run.
@@ -67,6 +68,8 @@ def check_input(
         JSON schema of the samplesheet.
     config : ModelConfig or None
         Needed as soon as one sample brings no labels along.
+    others : sequence of ModelConfig
+        Models whose probabilities are averaged with the first one's.
     options : CheckOptions
     images : int, optional
         How many files the reader of the sheet found that staged them, those that do not exist included.
@@ -92,7 +95,7 @@ def check_input(
         rows, rejected, named = read_sheet(sheet, read_json(schema))
         refuse_other_reading(sheet, rows, found, named, images)
     entries, estimates = [], {}
-    for outcome in check_rows(fittings(rows, config, options.convert), found, options):
+    for outcome in check_rows(fittings(rows, config, others, options.convert), found, options):
         if isinstance(outcome, Rejected):
             rejected.append(outcome)
         else:
@@ -155,7 +158,9 @@ def write_faults(path: Path, faults: Iterable[VoxelmillError]) -> None:
     write_bytes(path, text.getvalue().encode())
 
 
-def fittings(rows: Iterable[Row], config: ModelConfig | None, convert: Request | None) -> list[tuple[Row, Fitting]]:
+def fittings(
+    rows: Iterable[Row], config: ModelConfig | None, others: Sequence[ModelConfig], convert: Request | None
+) -> list[tuple[Row, Fitting]]:
     """Every row with what its files are compared with; UsageError where that is a model and there is none."""
     if convert is not None:
         # what a segmentation need not load
@@ -168,7 +173,7 @@ def fittings(rows: Iterable[Row], config: ModelConfig | None, convert: Request |
         if row.labels is not None:
             chosen.append((row, fit_labels))
         elif config is not None:
-            chosen.append((row, partial(fit_model, config)))
+            chosen.append((row, partial(fit_models, (config, *others))))
         else:
             without.append(row.sample)
     if without:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,8 +16,9 @@ from voxelmill.formats.spacing import Triple, checked, micrometres_per
 from voxelmill.image import Box
 from voxelmill.model.config import ModelConfig
 from voxelmill.planning import Options, Orientation
+from voxelmill.probabilities import MEMBER_TYPE
 from voxelmill.samplesheet import Row, printable
-from voxelmill.schedule import Estimate, estimate
+from voxelmill.schedule import Estimate, estimate, estimate_together
 
 MISMATCH, REMARKABLE = 3.0, 1.5
 """Ratios of image and model spacing that are an error and worth a warning."""
@@ -122,6 +123,28 @@ def fit_model(
         estimate=estimate(config, shape, measured, options.plan),
         warnings=(*warnings, *compare_shape(shape, first, config)),
     )
+
+
+def fit_models(
+    configs: Sequence[ModelConfig], row: Row, files: Sequence[ImageSource], options: CheckOptions, faults: Faults
+) -> Fit:
+    """Compare a sample's image with every model; of several, the first says how it is worked on.
+
+    Parameters
+    ----------
+    configs : sequence of ModelConfig
+        At least one; several are averaged.
+    row, files, options, faults
+        As for :func:`fit_model`.
+    """
+    if len(configs) == 1:
+        return fit_model(configs[0], row, files, options, faults)
+    kept = replace(options, plan=replace(options.plan, probabilities=MEMBER_TYPE))
+    fits = [fit_model(config, row, files, kept, faults) for config in configs]
+    shape = extent_of(files[0], fits[0].box)
+    together = estimate_together([fit.estimate for fit in fits], configs[0], shape, options.plan)
+    told = tuple(dict.fromkeys(text for fit in fits for text in fit.warnings))
+    return replace(fits[0], estimate=together, warnings=told)
 
 
 def extent_of(source: ImageSource, box: Box | None) -> tuple[int, ...]:

@@ -111,24 +111,24 @@ def estimate(config: ModelConfig, shape: tuple[int, ...], spacing: tuple[float, 
     )
 
 
-def estimate_models(
-    configs: Sequence[ModelConfig], shape: tuple[int, ...], spacing: tuple[float, ...], options: Options
+def estimate_together(
+    every: Sequence[Estimate], config: ModelConfig, shape: tuple[int, ...], options: Options
 ) -> Estimate:
-    """What a sample will take with all models that are averaged; of one model the same as :func:`estimate`.
+    """What a sample will take with all models that are averaged.
 
     Parameters
     ----------
-    configs : sequence of ModelConfig
-        At least one.
-    shape, spacing, options
-        As for :func:`estimate`.
+    every : sequence of Estimate
+        Of each model, as it keeps its probabilities in `MEMBER_TYPE`.
+    config : ModelConfig
+        Of the first model; channels and heads are those of all.
+    shape : tuple
+        z, y, x.
+    options : Options
+        What the user chose, in which type the mean is kept for one.
     """
-    if len(configs) == 1:
-        return estimate(configs[0], shape, spacing, options)
-    kept = replace(options, probabilities=MEMBER_TYPE)
-    every = [estimate(config, shape, spacing, kept) for config in configs]
-    alone = estimate_given(shape, configs[0].channels, options)
-    mean = probability_bytes(configs[0].heads * math.prod(shape), options.probabilities)
+    alone = estimate_given(shape, config.channels, options)
+    mean = probability_bytes(config.heads * math.prod(shape), options.probabilities)
     return Estimate(
         windows=sum(one.windows for one in every),
         tiles=sum(one.tiles for one in every),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -15,14 +16,17 @@ import zarr
 from nnunetv2.ensembling.ensemble import average_probabilities
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from conftest import ROOT
 from inprocess import imported, predicted, textured
 from models import make_model_folder
 from reference import predict_reference
 from test_exact import REGIONS, tree_digest
 from voxelmill.average import average_batch, average_models, average_shard, mean_steps
+from voxelmill.check import check_input
 from voxelmill.compose import compose_store
 from voxelmill.ensemble import with_onednn
-from voxelmill.errors import ModelMismatchError, TemporaryError
+from voxelmill.errors import ModelMismatchError, TemporaryError, VoxelmillError
+from voxelmill.fit import CheckOptions
 from voxelmill.image import ImageInfo
 from voxelmill.model.checkpoint import pack_model
 from voxelmill.model.config import ModelConfig, agree_members
@@ -225,3 +229,19 @@ def test_ties(order: tuple[int, ...] | None) -> None:
     ]:
         found = average_shard([Given(*first), Given(*second)], (), None)  # type: ignore[list-item]
         assert found.item() == (label if order is None else regions)
+
+
+def test_an_image_must_fit_every_model(tmp_path: Path) -> None:
+    (tmp_path / "staged" / "1").mkdir(parents=True)
+    image = tmp_path / "staged" / "1" / "a.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.ones((30, 31, 32), np.uint8), np.eye(4)), image)  # type: ignore[attr-defined]
+    first, other = config_of(tmp_path / "1"), config_of(tmp_path / "2", spacing=(2.0, 2.0, 2.0))
+    schema = ROOT / "assets" / "schema_input.json"
+
+    def figures(*others: ModelConfig) -> dict[str, float]:
+        return check_input(None, tmp_path / "staged", schema, first, CheckOptions(), others=others).estimates["a"]
+
+    assert figures(other)["windows"] == figures()["windows"] + 1 > 1
+    assert figures(other)["work_bytes"] > figures()["work_bytes"]
+    with pytest.raises(VoxelmillError, match="4"):
+        figures(config_of(tmp_path / "3", spacing=(4.0, 4.0, 4.0)))

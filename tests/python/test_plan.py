@@ -25,7 +25,7 @@ from voxelmill.model.resample import Resampling
 from voxelmill.plan import Axis, Plan
 from voxelmill.planning import Options, make_plan, ras_orientation, window_starts
 from voxelmill.rows import BlockRow, TileRow, read_rows, write_rows
-from voxelmill.schedule import estimate, estimate_models, schedule
+from voxelmill.schedule import estimate, estimate_together, schedule
 
 
 @given(st.integers(1, 700), st.integers(1, 160), st.floats(0.1, 1.0))
@@ -160,17 +160,16 @@ def test_probabilities_are_part_of_the_estimate(config: ModelConfig, tmp_path: P
 def test_several_models_are_part_of_the_estimate(config: ModelConfig) -> None:
     shape, spacing, options = (256, 256, 256), (1000.0, 1000.0, 1000.0), Options(tile_size=(128, 128, 128))
     other = replace(config, spacing=(2.0, 2.0, 2.0))
-    assert estimate_models([config], shape, spacing, options) == estimate(config, shape, spacing, options)
     kept = replace(options, probabilities="uint16")
     one, two = (estimate(model, shape, spacing, kept) for model in (config, other))
-    both = estimate_models([config, other], shape, spacing, options)
+    both = estimate_together([one, two], config, shape, options)
     assert both.windows == one.windows + two.windows > one.windows
     assert both.seconds == pytest.approx(one.seconds + two.seconds)
     assert both.memory_bytes == max(one.memory_bytes, two.memory_bytes)
     assert both.output_bytes == estimate(config, shape, spacing, options).output_bytes
     # the image and the labels are counted once
     assert max(one.work_bytes, two.work_bytes) < both.work_bytes < one.work_bytes + two.work_bytes
-    assert estimate_models([config, other], shape, spacing, kept).output_bytes == one.output_bytes
+    assert estimate_together([one, two], config, shape, kept).output_bytes == one.output_bytes
 
 
 @pytest.mark.parametrize("reader", [NibabelIOWithReorient, SimpleITKIOWithReorient])
