@@ -119,6 +119,7 @@ def test_only_what_is_looked_at_is_read(results: Path, monkeypatch: pytest.Monke
     for layer in found:
         assert layer.data[0][3].shape == SHAPE[1:]
     assert asked == [((3, 4), (0, 90), (0, 150))] * 3
+    assert found[0].data[0][2:5, ..., 7:9:2].shape == (3, 90, 1) and asked[3:] == [((2, 5), (0, 90), (7, 9))]
 
 
 def test_a_box_lies_inside_its_image(results: Path) -> None:
