@@ -299,7 +299,7 @@ def check_axes(path: Path, axes: str, shape: tuple[int, ...], timepoint: int | N
     """
     if not (len(axes) == len(shape) and len(set(axes)) == len(axes) and set("yx") <= set(axes) <= set(KNOWN_AXES)):
         raise bad_axes(path, axes, shape)
-    if 0 in shape:
+    if min(shape) < 1:
         raise BadDataError(f"the image has no voxels: its shape is {shape}", file=path)
     times = dict(zip(axes, shape, strict=True)).get("t", 1)
     if timepoint is None and times > 1:
