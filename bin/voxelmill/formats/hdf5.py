@@ -36,7 +36,7 @@ from voxelmill.formats.spacing import Spacing, from_axes
 from voxelmill.image import Box
 
 MAX_CHUNK = 2 << 30
-CACHE = 64 << 20
+CACHE = 16 << 20
 SHOWN = 8
 MAX_LINKS = 16
 MAX_MEMBERS = 100_000

@@ -25,6 +25,7 @@ ZLIB = 15
 """zlib's number for a stream of its own with the largest window."""
 
 PIECE = 1 << 16
+DECODED = 1 << 18
 SPAN = 4 << 20
 STATES = 256
 
@@ -144,13 +145,13 @@ class InflateReader:
             self._file.seek(start)
             self._decoder = decoder.copy()
         while self._position < position:
-            if not self._decode(min(PIECE, position - self._position)):
+            if not self._decode(min(DECODED, position - self._position)):
                 raise EOFError("the file ends before its last voxel")
 
     def read(self, size: int) -> bytes:
         """Up to ``size`` bytes; fewer at the end only."""
         parts = []
-        while size > 0 and (data := self._decode(min(PIECE, size))):
+        while size > 0 and (data := self._decode(min(DECODED, size))):
             parts.append(data)
             size -= len(data)
         return b"".join(parts)
