@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import TypeVar
 
 import numpy as np
@@ -22,6 +22,11 @@ BATCH = 256
 """Jobs between two looks at how many files are open."""
 
 MAX_THREADS = 4
+MAX_BYTES = 128 << 20
+"""What the jobs of all threads may hold together."""
+
+GROUP = 1 << 20
+"""Bytes from which a job is worth a thread."""
 
 
 class Handles:
@@ -30,6 +35,15 @@ class Handles:
     def __init__(self) -> None:
         self._open: OrderedDict[Path, int] = OrderedDict()
         self._lock = Lock()
+        self._scratch = local()
+
+    def scratch(self, path: Path, offset: int, size: int) -> np.ndarray:
+        """``size`` bytes as uint8, in memory that the same thread's next call uses again: it stays in the cache."""
+        held: np.ndarray | None = getattr(self._scratch, "held", None)
+        if held is None or len(held) < size:
+            held = self._scratch.held = np.empty(size, np.uint8)
+        self.fill(path, offset, held[:size])
+        return held[:size]
 
     def _descriptor(self, path: Path) -> int:
         with self._lock:
@@ -94,20 +108,27 @@ class Workers:
         do: Callable[[Job], object],
         jobs: Iterable[Job],
         between: Callable[[], None],
-        threads: int,
+        job_bytes: int,
         size: int = BATCH,
     ) -> None:
-        """Do all jobs, in batches of ``size``; ``between`` is called before each batch, when no job runs."""
+        """Do all jobs, in batches of ``size``; ``between`` is called before each batch, when no job runs.
+
+        ``job_bytes`` is what one job holds in memory: large ones are done one after another, small ones go to the
+        threads in groups, because handing over costs as much as decoding a small tile.
+        """
+        threads = min(self.count, max(1, MAX_BYTES // max(1, job_bytes)))
+        group = max(1, min(size // (2 * threads), GROUP // max(1, job_bytes)))
         left = iter(jobs)
         while batch := list(islice(left, size)):
             between()
-            if len(batch) == 1 or min(threads, self.count) == 1:
+            groups = [batch[i : i + group] for i in range(0, len(batch), group)]
+            if len(groups) == 1 or threads == 1:
                 for job in batch:
                     do(job)
                 continue
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="decode")
-            list(self._pool.map(do, batch))
+            list(self._pool.map(lambda some: [do(job) for job in some], groups))
 
     def close(self) -> None:
         if self._pool is not None:

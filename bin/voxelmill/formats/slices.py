@@ -67,7 +67,8 @@ class SlicesSource(ImageSource):
             else:
                 self._raw(plane.path, plane.start, rows, columns, out[z - z0])
 
-        self.workers.run(read, range(z0, z1), self._trim, self.workers.count, KEPT)
+        job = (rows[1] - rows[0]) * self.shape[3] * self.dtype.itemsize
+        self.workers.run(read, range(z0, z1), self._trim, job, KEPT)
         return out
 
     def _raw(self, path: Path, start: int, rows: tuple[int, int], columns: tuple[int, int], out: np.ndarray) -> None:
@@ -80,8 +81,8 @@ class SlicesSource(ImageSource):
                 out.byteswap(inplace=True)
             return
         count = (rows[1] - rows[0]) * width
-        data = self.handles.read(path, offset, count * self.stored.itemsize)
-        out[:] = np.frombuffer(data, self.stored).reshape(-1, width)[:, slice(*columns)]
+        pixels = self.handles.scratch(path, offset, count * self.stored.itemsize).view(self.stored)
+        out[:] = pixels.reshape(-1, width)[:, slice(*columns)]
 
     def _open(self, path: Path) -> ImageSource:
         with self.lock:

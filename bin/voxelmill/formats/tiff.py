@@ -45,8 +45,14 @@ from voxelmill.formats.tiff_series import (
 from voxelmill.image import Box, slices
 
 CACHED = 64 << 20
-ROWS = 4 << 20
+ROWS = 1 << 20
 """Bytes of an uncompressed plane that one thread reads at once."""
+
+PIECE = 4 << 20
+"""Bytes of whole planes that one thread reads at once."""
+
+NARROW = 3
+"""A box of less than one part in so many of a row is narrow: its neighbours' rows are kept with its own."""
 
 Range = tuple[int, int]
 
@@ -64,13 +70,33 @@ class TiffSource(ImageSource):
     cache: OrderedDict[tuple[int, int], np.ndarray] = field(repr=False, default_factory=OrderedDict)
     cached: int = field(repr=False, default=0)
     lock: Lock = field(repr=False, default_factory=Lock)
+    rows: tuple[tuple[int, Range, Range], np.ndarray] | None = field(repr=False, default=None)
 
     def _read(self, channel: int, box: Box) -> np.ndarray:
-        (z0, z1), rows, columns = box
+        depths, rows, columns = box
         if not pages_are_planes(self.series):
             return self._whole()[channel][slices(box)]
-        out = np.empty([stop - start for start, stop in box], self.dtype)
+        width = self.shape[3]
+        if not self.uncompressed or columns == (0, width):
+            return self._fill(channel, box, np.empty([stop - start for start, stop in box], self.dtype))
+        # Rows are read as a whole; the boxes beside a narrow one are in them.
+        shape = (depths[1] - depths[0], rows[1] - rows[0], width)
+        at = (channel, depths, rows)
+        narrow = NARROW * (columns[1] - columns[0]) <= width
+        if not narrow or prod(shape) * self.dtype.itemsize > CACHED:
+            return self._fill(channel, box, np.empty([stop - start for start, stop in box], self.dtype))
+        if self.rows is None or self.rows[0] != at:
+            block = np.empty(shape, self.dtype) if self.rows is None or self.rows[1].shape != shape else self.rows[1]
+            self.rows = None
+            self.rows = (at, self._fill(channel, (depths, rows, (0, width)), block))
+        return self.rows[1][:, :, slice(*columns)].copy()
+
+    def _fill(self, channel: int, box: Box, out: np.ndarray) -> np.ndarray:
+        (z0, z1), rows, columns = box
         sample = channel if self._samples else 0
+        if self._in_one_piece(box):
+            self._fill_piece(self._page_number(channel, z0), out)
+            return out
         depths: list[tuple[int, Range, np.ndarray]] = [
             (self._page_number(channel, z), (0, 1), out[z - z0 : z - z0 + 1]) for z in range(z0, z1)
         ]
@@ -79,8 +105,36 @@ class TiffSource(ImageSource):
         jobs = itertools.chain.from_iterable(
             self._jobs(number, sample, (within, rows, columns), part) for number, within, part in depths
         )
-        self.workers.run(lambda job: job(), jobs, self.handles.trim, self._threads)
+        key = self.series.keyframe
+        held = prod(key.chunks) * self.dtype.itemsize
+        if self.uncompressed:
+            held = min(ROWS, (rows[1] - rows[0]) * key.imagewidth * key.shaped[4] * self.dtype.itemsize)
+        self.workers.run(lambda job: job(), jobs, self.handles.trim, held)
         return out
+
+    def _in_one_piece(self, box: Box) -> bool:
+        """Whole planes that follow one another in the file without a gap."""
+        planes = self.shape[2] * self.shape[3] == prod(self.series.keyframe.shape)
+        whole = box[1:] == ((0, self.shape[2]), (0, self.shape[3]))
+        return contiguous(self.series) is not None and planes and whole and self.leading.endswith("z")
+
+    def _fill_piece(self, number: int, out: np.ndarray) -> None:
+        stored = self._stored
+        start = (contiguous(self.series) or 0) + number * self.series.keyframe.nbytes
+        flat = out.reshape(-1)
+        length = PIECE // stored.itemsize
+
+        def read(first: int) -> None:
+            part = flat[first : first + length]
+            self.handles.fill(self.path, start + first * stored.itemsize, part)
+            if not stored.isnative:
+                part.byteswap(inplace=True)
+
+        self.workers.run(read, range(0, flat.size, length), self.handles.trim, PIECE)
+
+    @property
+    def _stored(self) -> np.dtype:
+        return self.dtype.newbyteorder("<" if self.tif.byteorder == "<" else ">")
 
     def _whole(self) -> np.ndarray:
         """Channels, z, y, x of a small image that tifffile has to put together."""
@@ -94,9 +148,9 @@ class TiffSource(ImageSource):
         return "c" in self.axes and "c" not in self.leading
 
     @property
-    def _threads(self) -> int:
-        """How many strips or tiles may be in memory at once."""
-        return max(1, 2 * CACHED // max(1, prod(self.series.keyframe.chunks) * self.dtype.itemsize))
+    def uncompressed(self) -> bool:
+        """Most pages lie in the file in one piece, as they are."""
+        return contiguous(self.series) is not None or self.series.keyframe.is_final
 
     def _page_number(self, channel: int, z: int) -> int:
         at = {"c": channel, "z": z, "t": self.timepoint}
@@ -177,7 +231,7 @@ class TiffSource(ImageSource):
         """Part of a page that lies uncompressed in one piece at ``offset``, in bands of whole rows."""
         separate, depth, length, width, contig = self.series.keyframe.shaped
         plane, sample = (sample, 0) if separate > 1 else (0, sample)
-        stored = self.dtype.newbyteorder("<" if self.tif.byteorder == "<" else ">")
+        stored = self._stored
         row_bytes = width * contig * stored.itemsize
         depths, (y0, y1), (x0, x1) = wanted
         direct = contig == 1 and (x0, x1) == (0, width)
@@ -191,7 +245,7 @@ class TiffSource(ImageSource):
                 if not stored.isnative:
                     target.byteswap(inplace=True)
                 return
-            pixels = np.frombuffer(self.handles.read(path, start, (last - first) * row_bytes), stored)
+            pixels = self.handles.scratch(path, start, (last - first) * row_bytes).view(stored)
             target[:] = pixels.reshape(last - first, width, contig)[:, x0:x1, sample]
 
         for z in range(*depths):
@@ -202,6 +256,7 @@ class TiffSource(ImageSource):
         self.workers.close()
         self.cache.clear()
         self.cached = 0
+        self.rows = None
         self.handles.close()
         self.tif.close()
 

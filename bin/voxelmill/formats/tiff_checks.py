@@ -177,7 +177,9 @@ def check_alike(series: tifffile.TiffPageSeries, pages: dict[tuple[Path, int], P
     """
     key = series.keyframe
     expected = Page(tuple(key.shape), str(key.dtype), key.hash)
-    for page in series.pages:
+    # Of a level in one piece tifffile has the first header only, and gives the main chain's for the others.
+    alone = key.is_subifd and contiguous(series) is not None
+    for page in [key] if alone else series:
         if page is None:
             continue
         file = Path(page.parent.filehandle.path)
