@@ -171,6 +171,12 @@ def for_tifffile(xml: OmeXml, path: Path) -> str:
         for data in children(pixels, "TiffData"):
             for uuid in children(data, "UUID"):
                 name = uuid.get("FileName", "")
+                if not name and own is not None and uuid.text != own:
+                    raise BadDataError(
+                        "the OME-XML places a plane in another file, which it does not name",
+                        file=path,
+                        remedy="copy the file again from its origin, or save the image to one file",
+                    )
                 if name in ("", path.name) or (own is not None and uuid.text == own):
                     data.remove(uuid)
                 else:
