@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Conversions of large images in little memory, and the speed of every reader and writer beside its library's own way."""
+"""Conversions of large images in little memory, and the speed of readers and writers beside their libraries'."""
 
 from __future__ import annotations
 
@@ -52,8 +52,10 @@ def main(folder: Path, rounds: int, large: bool, speed: bool, only: str) -> None
             use, voxels, size = converted(folder, source, target, options)
             rows.append(large_row(source, target, options, use, voxels, size))
             print(json.dumps({"source": source, "target": target, "options": options, **vars(use)}), flush=True)
-        header = ["image", "to", "options", "wall s", "CPU s", "million voxels per s", "largest process GB", "tree PSS GB",
-                  "output GB", "load"]  # fmt: skip
+        header = [
+            "image", "to", "options", "wall s", "CPU s", "million voxels per s", "largest process GB", "tree PSS GB",
+            "output GB", "load",
+        ]  # fmt: skip
         print(table(header, rows), flush=True)
 
 
@@ -164,14 +166,8 @@ def speed_of(folder: Path, name: str, rounds: int) -> dict[tuple[str, str], list
 
     folder.mkdir(parents=True, exist_ok=True)
     array = noise(SHAPE, 1)
-    source = InMemory(
-        path=folder / "array",
-        format="array",
-        shape=(1, *SHAPE),
-        dtype=array.dtype,
-        spacing=(1.0, 1.0, 1.0),
-        array=array,
-    )
+    known = {"path": folder / "array", "format": "array", "spacing": (1.0, 1.0, 1.0)}
+    source = InMemory(shape=(1, *SHAPE), dtype=array.dtype, array=array, **known)
     write, read, _ = PEERS[name]
     suffix = TARGETS[name].suffix
     ours, theirs = folder / f"ours{suffix}", folder / f"theirs{suffix}"
@@ -184,9 +180,8 @@ def speed_of(folder: Path, name: str, rounds: int) -> dict[tuple[str, str], list
                 out[z : z + step] = opened.read(0, ((z, min(z + step, SHAPE[0])), (0, SHAPE[1]), (0, SHAPE[2])))
         return out
 
-    times: dict[tuple[str, str], list[float]] = {
-        (who, way): [] for who in ("ours", "theirs") for way in ("write", "read")
-    }
+    ways = [(who, way) for who in ("ours", "theirs") for way in ("write", "read")]
+    times: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
         for path in (ours, theirs):
             shutil.rmtree(path, ignore_errors=True)
@@ -250,7 +245,7 @@ def write_nifti(path: Path, array: np.ndarray) -> None:
 def read_nifti(path: Path) -> np.ndarray:
     import nibabel
 
-    return np.asarray(nibabel.load(path).dataobj)
+    return np.array(nibabel.load(path).dataobj)
 
 
 def write_itk(path: Path, array: np.ndarray) -> None:

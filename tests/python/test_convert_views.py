@@ -52,8 +52,8 @@ def boxes_of(shape: tuple[int, ...], cuts: tuple[list[int], ...]) -> list[tuple[
 
 def put_together(source, cuts) -> np.ndarray:
     out = np.empty(source.shape, source.dtype)
-    for channel in range(source.shape[0]):
-        for box in boxes_of(source.shape[1:], cuts):
+    for box in boxes_of(source.shape[1:], cuts):
+        for channel in range(source.shape[0]):
             out[(channel, *(slice(*pair) for pair in box))] = source.read(channel, box)
     return out
 
@@ -66,6 +66,7 @@ LENGTHS = st.tuples(*[st.sampled_from([0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 2.9, 3.0, 2
 @given(CUTS, LENGTHS, st.sampled_from(["0", "1", "3", "area"]), st.sampled_from(["uint8", "int16", "float32", "bool"]))
 def test_any_partition_of_a_resampled_image_has_the_same_bytes(cuts, target, order, dtype):
     array = RNG.random(SHAPE) > 0.5 if dtype == "bool" else image(dtype)
+    array = np.stack([array, array[::-1]])
     whole = all_of(resample(source_of(array), target, order))
     parts = put_together(resample(source_of(array), target, order), cuts)
     assert whole.tobytes() == parts.tobytes()
@@ -79,6 +80,14 @@ def test_any_partition_of_resampled_labels_has_the_same_bytes(cuts, target, how)
     whole = all_of(resample_labels(source_of(labels), target, how))
     parts = put_together(resample_labels(source_of(labels), target, how), cuts)
     assert whole.tobytes() == parts.tobytes()
+
+
+@pytest.mark.parametrize("order", ["0", "1", "3", "area"])
+def test_every_channel_is_its_own(order):
+    both = np.stack([image(), image()[::-1]])
+    found = all_of(resample(source_of(both), (2.0, 0.7, 1.0), order))
+    for channel in range(2):
+        assert np.array_equal(found[channel], all_of(resample(source_of(both[channel]), (2.0, 0.7, 1.0), order))[0])
 
 
 @pytest.mark.parametrize("order", ["0", "1", "3", "area"])
