@@ -23,9 +23,10 @@ from voxelmill.formats.base import ImageSource, Selection, bad_axes, truncated
 from voxelmill.formats.handles import Handles, Workers
 from voxelmill.formats.picture import open_jpeg, open_png
 from voxelmill.formats.spacing import Triple
-from voxelmill.formats.tiff import TiffSource, open_tiff
+from voxelmill.formats.tiff import open_tiff
 from voxelmill.formats.tiff_checks import check_page, open_checked
 from voxelmill.formats.tiff_set import COMPANION, describes_set, open_set
+from voxelmill.formats.tiff_source import TiffSource
 from voxelmill.image import Box
 
 LEFT_OUT = {"thumbs.db", "desktop.ini", "ehthumbs.db"}

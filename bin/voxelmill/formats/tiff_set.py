@@ -8,8 +8,9 @@ from pathlib import Path
 from voxelmill.errors import BadDataError, InputMissingError
 from voxelmill.formats import ome_xml
 from voxelmill.formats.base import Selection
-from voxelmill.formats.tiff import TiffSource, open_described
+from voxelmill.formats.tiff import open_described
 from voxelmill.formats.tiff_checks import Page, open_checked
+from voxelmill.formats.tiff_source import TiffSource
 
 COMPANION = ".companion.ome"
 
