@@ -21,12 +21,12 @@ FILE = click.Path(path_type=Path)
 @click.option("--samples", type=FILE, required=True, help="samples.json of CHECK_INPUT.")
 @click.option("--estimate", type=FILE, required=True, help="estimate.json of CHECK_INPUT.")
 @click.option("--params", type=FILE, required=True, help="Params, their defaults, command, revision and profile.")
-@click.option("--package", type=FILE, default=None, help="The packed model; none where all labels were given.")
+@click.option("--package", "packages", type=FILE, multiple=True, help="A packed model; none where labels were given.")
 @click.argument("staged", nargs=-1, type=FILE)
-def main(samples: Path, estimate: Path, params: Path, package: Path | None, staged: tuple[Path, ...]) -> None:
+def main(samples: Path, estimate: Path, params: Path, packages: tuple[Path, ...], staged: tuple[Path, ...]) -> None:
     """STAGED: what all samples left for the report and all task records, or folders of them."""
     with task("build_report", "build_report") as record:
-        run = collect_run(samples, estimate, params, package, staged)
+        run = collect_run(samples, estimate, params, next(iter(packages), None), staged, packages[1:])
         ended = datetime.now(UTC)
         own = {"params.json": params}
         for path, html in render_report(run, ended.strftime("%Y-%m-%d %H:%M UTC")):

@@ -59,7 +59,7 @@ def run(tmp_path, monkeypatch) -> SimpleNamespace:
         finished=samples,
         failed=(),
         planned_only=False,
-        model=SimpleNamespace(digests={"model.json": "1" * 64, "fold_0.safetensors": "2" * 64}),
+        models=(SimpleNamespace(digests={"model.json": "1" * 64, "fold_0.safetensors": "2" * 64}),),
         parameters=(SimpleNamespace(name="step_size", value="0.5"), SimpleNamespace(name="box", value="")),
         versions={"voxelmill": ("0.1.0",), "numpy": ("2.2.0", "2.3.0")},
         command="nextflow run main.nf --step_size '0.5'",
@@ -223,7 +223,7 @@ def test_a_run_with_failed_samples_says_so(run):
 
 
 def test_a_run_on_given_labels_has_no_model(run):
-    run.model = None
+    run.models = ()
     crate = read_json(published(run) / "ro-crate-metadata.json")
     assert "#model" not in json.dumps(crate)
 

@@ -20,10 +20,13 @@ from voxelmill.errors import TemporaryError
 from voxelmill.files import read_json, write_json
 from voxelmill.pictures import PICTURES, PictureBuilder, stretch
 from voxelmill.report import arrival, render
+from voxelmill.report.collect import collect_run
 from voxelmill.report.figures import COLOURS, class_indices, outline_mask, sample_views, scale_bar
 from voxelmill.report.outputs import outputs_list
+from voxelmill.report.provenance import digests_of
 from voxelmill.report.render import render_report
 from voxelmill.report.text import card, duration, listed, plural, quantity, share, significant, size, volume
+from voxelmill.report.words import methods
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bin" / "build_report.py"
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -559,3 +562,40 @@ def test_outputs_have_the_digest_of_every_published_file(folder: Folder) -> None
     assert read_json(folder.path / "build_report" / "build_report.build_report.json")["outputs"].keys() == {
         "report.html"
     }
+
+
+def test_all_models_of_an_ensemble_are_named(folder: Folder) -> None:
+    folder.sample("s1")
+    other = folder.path / "other"
+    folder.model(configuration="2d", patch_size=[64, 48], spacing=[1.0, 1.0], mirror_axes=[0, 1])
+    (folder.path / "model").rename(other)
+    (folder.path / "model").mkdir()
+    folder.model()
+    folder.params["params"]["model"] = "one;two"
+    counts = {"s1": {"windows": 30, "computed": 30, "reused": 0, "piece_bytes": 1}, "device": "cpu"}
+    folder.record("predict_tiles", "s1", part="m2.0", counts=counts)
+    for part, windows in (("m1", 12), ("m2", 30)):
+        folder.record("plan_tiles", "s1", part=part, counts={"s1": {"windows": windows}})
+    run = collect_run(*folder.write(), [folder.path / "staged", folder.path / "records"], [other])
+    assert [model.config.configuration for model in run.models] == ["3d_fullres", "2d"]
+    sample = run.samples[0]
+    assert (sample.windows, sample.computed, sample.reused, sample.warnings) == (42, 39, 3, ())
+    assert "averaged with those of the model Dataset001_Tubes (configuration 2d" in methods(run)[0]
+    assert "Dataset001_Tubes 3d_fullres, Dataset001_Tubes 2d" in dict(render_report(run, WHEN))["report.html"]
+    digests = digests_of(run.models)
+    assert digests == {"fold_0.safetensors": "5" * 64, "model 2/fold_0.safetensors": "5" * 64}
+
+
+def test_a_lost_model_of_an_ensemble_is_not_laid_on_the_next_process(folder: Folder) -> None:
+    folder.sample("s1", labels=False)
+    params = {"model": "one;two", "instances": "components"}
+    entry = folder.samples[0]
+    expected = arrival.steps(entry, params)
+    assert expected.index("average_models") == expected.index("stitch_blocks") + 1
+    done = [("import_image", None), ("plan_tiles", "m1"), ("plan_tiles", "m2"), ("predict_tiles", "m1.0")]
+    done += [("stitch_blocks", part) for part in ("m1.0", "m2.0", "m2.1", "m2.2")]
+    records = [{"process": process, "name": "s1", "part": part, "counts": {}} for process, part in done]
+    assert "AVERAGE_MODELS failed" in arrival.failure(entry, expected, records)
+    later = [*records, {"process": "average_models", "name": "s1", "part": None, "counts": {}}]
+    later += [{"process": "label_blocks", "name": "s1", "part": "0", "counts": {}}]
+    assert "LINK_OBJECTS failed" in arrival.failure(entry, expected, later)

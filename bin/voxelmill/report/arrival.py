@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,9 @@ GROUPED = ("stitch_blocks", "label_blocks", "relabel_blocks")
 
 EXPORT = "export_labels"
 """Runs beside the measuring, so it proves nothing about it."""
+
+AVERAGE = "average_models"
+"""Where the user names several models, between stitching and all that follows."""
 
 
 def steps(entry: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[str, ...]:
@@ -31,7 +35,8 @@ def steps(entry: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[str, ...
     split = ("import_image", "plan_tiles") if start == "predict" else ("import_image",)
     if stop == "split":
         return split
-    predict = (PREDICTION, "stitch_blocks") if start == "predict" else ()
+    several = ";" in str(params.get("model") or "")
+    predict = (PREDICTION, "stitch_blocks", *([AVERAGE] if several else [])) if start == "predict" else ()
     objects = start == "analyze" or (stop != "predict" and params.get("instances", "none") != "none")
     assemble = ("label_blocks", "link_objects", "relabel_blocks") if objects else ()
     analyze = ("measure_objects", "tabulate_objects") if objects and stop is None else ()
@@ -90,7 +95,8 @@ def failure(entry: Mapping[str, Any], expected: Sequence[str], records: Iterable
 
 def _suspects(sample: str, expected: Sequence[str], own: Sequence[Mapping[str, Any]]) -> list[str]:
     """Processes of which one failed: more than one where a lost task and a finished process look the same."""
-    tasks = Counter(record["process"] for record in own)
+    # groups of blocks are those of the first model
+    tasks = Counter(record["process"] for record in own if not re.match(r"m(?!1\b)\d", str(record.get("part") or "")))
     parted = {PREDICTION, "measure_objects", *GROUPED}
     proven = max((i for i, step in enumerate(expected) if tasks[step] and step not in {EXPORT, *parted}), default=-1)
     groups = max(tasks[step] for step in GROUPED)

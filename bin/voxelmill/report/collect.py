@@ -113,7 +113,8 @@ class Run:
     """Contents of the report.
 
     ``params`` are the run's parameters as they are, ``parameters`` as they are printed. ``model`` is None where all
-    labels were given, ``disk`` where no task said what it left in the work folder.
+    labels were given, ``disk`` where no task said what it left in the work folder. ``others`` are models whose
+    probabilities were averaged with those of ``model``.
     """
 
     samples: tuple[Sample, ...]
@@ -133,6 +134,12 @@ class Run:
     group_chart: Path | None
     disk: int | None
     records: tuple[Mapping[str, Any], ...]
+    others: tuple[Model, ...] = ()
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """All models, in the order in which the user named them."""
+        return () if self.model is None else (self.model, *self.others)
 
     @property
     def finished(self) -> tuple[Sample, ...]:
@@ -191,7 +198,14 @@ COMPARISON = "compare_samples"
 COHORT, GROUP_CHART = "cohort.json", "lengths_by_group.svg"
 
 
-def collect_run(samples: Path, estimate: Path, params: Path, package: Path | None, staged: Iterable[Path]) -> Run:
+def collect_run(
+    samples: Path,
+    estimate: Path,
+    params: Path,
+    package: Path | None,
+    staged: Iterable[Path],
+    others: Sequence[Path] = (),
+) -> Run:
     """Read everything.
 
     Parameters
@@ -204,6 +218,8 @@ def collect_run(samples: Path, estimate: Path, params: Path, package: Path | Non
         Files, or folders of files, told apart by their names: ``<sample>.image.json``, ``.labels.json``,
         ``.projections.npz``, ``.label_pictures.npz``, ``.objects.json``, ``.gallery.npz``, ``.lengths.svg``;
         ``cohort.json`` and ``lengths_by_group.svg`` of the run; any other JSON file with a process is a task's record.
+    others : sequence of Path
+        Packages of the models that were averaged with the first.
 
     Raises
     ------
@@ -265,6 +281,7 @@ def collect_run(samples: Path, estimate: Path, params: Path, package: Path | Non
         group_chart=files.of_run.get(GROUP_CHART),
         disk=disk_bytes(files.records),
         records=tuple(files.records),
+        others=tuple(_model(other) for other in others),
     )
 
 
@@ -313,8 +330,10 @@ def _sample(
         *_texts(table.get("warnings", [])),
         *told.get(name, []),
     ]
-    if labels and computed + reused != labels["windows"]:
-        warnings.append(f"{labels['windows']} windows were planned, {computed + reused} are in the tasks' records")
+    # of several models the labels know the first one's only
+    planned = max(labels.get("windows") or 0, arrival.windows(files.records, name, "windows", "plan_tiles"))
+    if labels and computed + reused != planned:
+        warnings.append(f"{planned} windows were planned, {computed + reused} are in the tasks' records")
     rows = [
         ClassVolume(row["value"], row["name"], row["voxels"], row.get("volume_um3"))
         for row in labels.get("classes", [])
@@ -326,7 +345,7 @@ def _sample(
         pictures=files.pictures.get(name),
         label_pictures=files.label_pictures.get(name),
         classes=tuple(sorted(rows, key=lambda row: row.value == 0)),
-        windows=labels.get("windows"),
+        windows=planned if labels else None,
         computed=computed,
         reused=reused,
         object_count=table.get("objects", labels.get("objects")),

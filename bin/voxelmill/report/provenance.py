@@ -15,7 +15,7 @@ from urllib.parse import quote
 from voxelmill import __version__
 from voxelmill.files import sha256_file, write_bytes, write_json
 from voxelmill.image import ImageInfo
-from voxelmill.report.collect import Run, Sample
+from voxelmill.report.collect import Model, Run, Sample
 from voxelmill.report.outputs import CHECKSUMS, Checksum, checksum_lines, outputs_list, published_files
 
 CRATE = "ro-crate-metadata.json"
@@ -103,7 +103,7 @@ def run_crate(
     results = [result_entity(row, files) for row in rows]
     checksums = {"@id": CHECKSUMS, "@type": "File", "name": "Checksums of all files", "encodingFormat": "text/plain"}
     inputs = [entity for sample in run.samples if sample.image for entity in input_entities(sample, sample.image)]
-    model = [] if run.model is None else model_entities(run.model.digests)
+    model = model_entities(digests_of(run.models)) if run.models else []
     parameters = [
         {"@id": f"#parameter/{quote(p.name)}", "@type": "PropertyValue", "name": p.name, "value": p.value}
         for p in run.parameters
@@ -201,6 +201,15 @@ def input_entities(sample: Sample, image: ImageInfo) -> list[Entity]:
         },
         digest_entity(f"{here}/voxels", "raw voxels", image.content_sha256),
     ]
+
+
+def digests_of(models: Sequence[Model]) -> dict[str, str]:
+    """Digest of each file of all models; from the second on, the number of the model is before a file's name."""
+    return {
+        f"{f'model {number}/' if number > 1 else ''}{name}": digest
+        for number, model in enumerate(models, start=1)
+        for name, digest in model.digests.items()
+    }
 
 
 def model_entities(digests: Mapping[str, str]) -> list[Entity]:

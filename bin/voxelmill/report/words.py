@@ -170,6 +170,13 @@ def _segmentation(run: Run) -> str:
         sentences += [
             f"Images were segmented with Voxelmill {__version__} and the nnU-Net model {config.dataset_name} "
             f"(configuration {config.configuration}, trainer {config.trainer}, {ensemble}; {NNUNET}).",
+            *(
+                f"Its class probabilities were averaged with those of the model {other.config.dataset_name} "
+                f"(configuration {other.config.configuration}, trainer {other.config.trainer}, folds "
+                f"{listed(list(other.config.folds))}; windows of {dimensions(other.config.patch_size)} voxels) at the "
+                "resolution of the image."
+                for other in run.others
+            ),
             f"The network saw windows of {dimensions(config.patch_size)} voxels at a step of {step:g} of the window, "
             "on one grid for the whole image; overlapping outputs were added with Gaussian weights before the class "
             "was chosen.",
