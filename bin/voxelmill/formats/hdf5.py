@@ -32,7 +32,7 @@ from voxelmill.formats.base import (
     unreadable,
 )
 from voxelmill.formats.chunks import MissingChunks
-from voxelmill.formats.spacing import Spacing, from_axes
+from voxelmill.formats.spacing import Spacing, Triple, from_axes
 from voxelmill.image import Box
 
 MAX_CHUNK = 2 << 30
@@ -68,22 +68,28 @@ class Hdf5Source(ImageSource):
         return data.transpose(order).reshape(shape).astype(self.dtype, copy=False)
 
     def missing_chunks(self) -> MissingChunks:
-        shape = self.dataset.shape
+        """Chunks that were never written, or that the file's index lists and does not find, or finds in a wrong size."""
+        shape, name = self.dataset.shape, f"{self.dataset.name} "
         if self.dataset.chunks is None:
             written = self.dataset.id.get_storage_size() > 0
-            grid, present = (1,) * len(shape), {(0,) * len(shape)} if written else set()
-            return MissingChunks(grid, frozenset(present), f"{self.dataset.name} ", ",")
+            return MissingChunks((1,) * len(shape), frozenset({(0,) * len(shape)} if written else ()), name, ",")
         chunks = self.dataset.chunks
         grid = tuple(-(-length // size) for length, size in zip(shape, chunks, strict=True))
-        found: set[tuple[int, ...]] = set()
-
-        def keep(info: Any) -> None:
-            index = tuple(int(at) // size for at, size in zip(info.chunk_offset, chunks, strict=True))
-            if all(i < n for i, n in zip(index, grid, strict=True)):
-                found.add(index)
-
-        self.dataset.id.chunk_iter(keep)
-        return MissingChunks(grid, frozenset(found), f"{self.dataset.name} ", ",")
+        listed: dict[tuple[int, ...], Any] = {}
+        self.dataset.id.chunk_iter(lambda info: listed.update({tuple(map(int, info.chunk_offset)): info}))
+        filters = (1 << self.dataset.id.get_create_plist().get_nfilters()) - 1
+        plain = prod(chunks) * self.dataset.dtype.itemsize
+        present = set()
+        for place, info in listed.items():
+            index = tuple(at // size for at, size in zip(place, chunks, strict=True))
+            if any(i >= n for i, n in zip(index, grid, strict=True)):
+                continue
+            # A damaged index lists a chunk that reading, which looks it up, takes for one that was never written.
+            found = self.dataset.id.get_chunk_info_by_coord(place).byte_offset == info.byte_offset
+            unfiltered = info.filter_mask & filters == filters
+            if found and (info.size == plain or not unfiltered):
+                present.add(index)
+        return MissingChunks(grid, frozenset(present), name, ",")
 
     def close(self) -> None:
         self.file.close()
@@ -155,6 +161,8 @@ def _open(path: Path, file: h5py.File, selection: Selection) -> Hdf5Source:
         spacing_origin=spacing.origin,
         warnings=list(spacing.warnings),
         axes=names,
+        origin=read_origin(dataset) if spacing.value else (0.0, 0.0, 0.0),
+        channel_names=read_channels(dataset, lengths[0]),
         chunk=shape_czyx(names, stored)[1:],
         timepoint=time,
         file=file,
@@ -298,3 +306,19 @@ def read_spacing(dataset: h5py.Dataset, planes: int, path: Path) -> Spacing:
     if planes == 1 and not (math.isfinite(known.get("z") or 0.0) and (known.get("z") or 0.0) > 0):
         known.pop("z", None)
     return from_axes(known, planes, "element_size_um", path)
+
+
+def read_origin(dataset: h5py.Dataset) -> Triple:
+    """Position of the first voxel by the attribute ``origin_um`` (z, y, x), zero without it."""
+    found = np.asarray(dataset.attrs.get("origin_um", 0.0))
+    if found.dtype.kind not in "iuf" or found.shape != (3,) or not np.isfinite(found).all():
+        return 0.0, 0.0, 0.0
+    z, y, x = map(float, found)
+    return z, y, x
+
+
+def read_channels(dataset: h5py.Dataset, count: int) -> tuple[str, ...]:
+    """Names by the attribute ``channel_names``, none unless there is one for every channel."""
+    found = np.atleast_1d(np.asarray(dataset.attrs.get("channel_names", ())))
+    names = tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in found.tolist())
+    return names if len(names) == count and all(isinstance(name, str) and name for name in names) else ()
