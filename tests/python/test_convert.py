@@ -105,7 +105,7 @@ def written(target: str, name: str = "in", **known: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("one", "other"), itertools.product(UNIQUE, VOLUMES))
+@pytest.mark.parametrize(("one", "other"), list(itertools.product(UNIQUE, VOLUMES)))
 def test_round_trip_of_every_pair_of_formats(one, other):
     path = written(one)
     before = open_image(path)
@@ -138,7 +138,7 @@ def test_every_type_goes_through_or_is_refused_before(dtype, target):
     assert np.array_equal(all_of(after), volume(dtype))
 
 
-@pytest.mark.parametrize(("one", "other"), itertools.product(["nifti", "nii", "mha", "nrrd"], repeat=2))
+@pytest.mark.parametrize(("one", "other"), list(itertools.product(["nifti", "nii", "mha", "nrrd"], repeat=2)))
 def test_orientation_goes_through_medical_formats(one, other):
     path = written(one, affine=turned())
     convert([path], Request(other))
@@ -502,3 +502,35 @@ def test_tifffile_reads_what_was_cut_out():
     path = written("ome-zarr", array=volume("uint8"))
     convert([path], Request("imagej"), options=CheckOptions(box="2:4,1:6,:"))
     assert np.array_equal(tifffile.imread(output("imagej")), volume("uint8")[0, 2:4, 1:6])
+
+
+def script(name: str, *options: str, text: str = "") -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "bin" / f"{name}.py", *options]
+    return subprocess.run(command, input=text, text=True, capture_output=True, check=False)
+
+
+def test_the_scripts_of_a_run_one_after_the_other():
+    for number, name in enumerate(("one", "two"), 1):
+        path = written("ome-tiff", name)
+        place = Path("_images") / str(number) / path.name
+        place.parent.mkdir(parents=True)
+        place.symlink_to(path.resolve())
+    wishes = ["--format", "nifti", "--target-spacing", "2,1,1", "--order", "area"]
+    schema = str(ROOT / "assets/schema_input.json")
+    checked = script("check_input", "--staged", "_images", "--schema", schema, *wishes)
+    assert checked.returncode == 0, checked.stderr
+    entries = read_json(Path("check/samples.json"))["samples"]
+    assert [entry["batch"] for entry in entries] == ["batch1", "batch1"]
+    text = json.dumps(entries)
+    done = script("convert_images", "--batch", "batch1", "--images", "_images", *wishes, text=text)
+    assert done.returncode == 0, done.stderr
+    assert nib.load("one/one.nii.gz").shape == (2, 4, 6)
+    Path("results").mkdir()
+    for path in [*Path().glob("*/*.converted.json"), Path("batch1/batch1.convert_images.json")]:
+        (Path("results") / path.name).write_bytes(path.read_bytes())
+    listed = script("list_converted", "--samples", "check/samples.json", "--results", "results")
+    assert listed.returncode == 0, listed.stderr
+    assert [row["image"] for row in csv.DictReader(open("samples.csv"))] == ["one/one.nii.gz", "two/two.nii.gz"]
+    refused = script("check_input", "--staged", "_images", "--schema", schema, "--format", "jpeg")
+    assert refused.returncode == 65
+    assert "jpeg cannot carry" in refused.stderr
