@@ -11,12 +11,12 @@ from voxelmill.task import task
 @click.command()
 @click.option("--batch", required=True)
 @click.option("--members", required=True, type=int, help="How many models there are.")
-@click.option("--save-probabilities", type=click.Choice(["none", "uint8", "uint16"]), default="none")
-def main(batch: str, members: int, save_probabilities: str) -> None:
+@click.option("--save-probabilities", type=click.Choice(["uint8", "uint16"]))
+def main(batch: str, members: int, save_probabilities: str | None) -> None:
     with task("average_models", batch) as record:
         from voxelmill.average import average_batch
 
-        average_batch(Path(), members, None if save_probabilities == "none" else save_probabilities, record)
+        average_batch(Path(), members, save_probabilities, record)
 
 
 if __name__ == "__main__":

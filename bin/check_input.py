@@ -75,7 +75,7 @@ def request(values: Mapping[str, Any]) -> Request | None:
 @click.option("--step-size", default=0.5)
 @click.option("--mirroring", default="on", type=click.Choice(["on", "off"]))
 @click.option("--engine", default="float32")
-@click.option("--save-probabilities", default="none", type=click.Choice(["none", "uint8", "uint16"]))
+@click.option("--save-probabilities", type=click.Choice(["uint8", "uint16"]))
 @click.option("--shard-size", default=256)
 @click.option("--device", default="cpu")
 @click.option("--format", "target", help="Images are to be converted to this format, and not segmented.")
@@ -117,7 +117,7 @@ def main(
                 tile_size=tile_shape(values["tile_size"]),
                 threads=values["threads"],
                 task_seconds=60 * values["task_minutes"],
-                probabilities=None if values["save_probabilities"] == "none" else values["save_probabilities"],
+                probabilities=values["save_probabilities"],
             ),
         )
         configs = [load_config(package) for package in packages]

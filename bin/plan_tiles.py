@@ -20,7 +20,7 @@ from voxelmill.task import task
 @click.option("--task-minutes", default=30.0, help="What a task should take, by the estimate.")
 @click.option("--tile-size", default=None, help="Voxels: one number, or z,y,x.")
 @click.option("--shard-size", default=256)
-@click.option("--save-probabilities", type=click.Choice(["none", "uint8", "uint16"]), default="none")
+@click.option("--save-probabilities", type=click.Choice(["uint8", "uint16"]))
 @click.option("--member", default=0, help="Number of the model, from 1, where several are averaged.")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 def main(
@@ -30,7 +30,7 @@ def main(
     mirroring: str,
     tile_size: str | None,
     task_minutes: float,
-    save_probabilities: str,
+    save_probabilities: str | None,
     member: int,
     **options,
 ) -> None:
@@ -42,7 +42,7 @@ def main(
             mirroring=mirroring == "on",
             tile_size=tile_shape(tile_size),
             task_seconds=60 * task_minutes,
-            probabilities=None if save_probabilities == "none" else save_probabilities,
+            probabilities=save_probabilities,
             **options,
         )
         plan_batch(batch, package, images, chosen, Path(), record, member)
