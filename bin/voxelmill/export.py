@@ -12,7 +12,7 @@ import zarr
 
 from voxelmill.errors import BadDataError
 from voxelmill.files import atomic_path
-from voxelmill.formats.bands import COPIES, Part, write_bands
+from voxelmill.formats.bands import Part, band_step, write_bands
 from voxelmill.formats.planes import STRIP_ROWS, Description, ImageWriter
 from voxelmill.formats.writing import FORMATS, write_errors
 from voxelmill.grid import INSTANCES, LabelGrid
@@ -59,14 +59,16 @@ class LabelFile:
     format: str | None = None
 
 
-def export_formats(wish: str, image_format: str) -> list[str]:
-    """Formats of the label files: the wish (names joined by commas), or that of the input.
+def export_formats(wish: str, image_format: str, planes: int = 1) -> list[str]:
+    """Formats of the label files: the wish (names joined by commas), or that of the input; TIFF where that cannot hold
+    so many planes.
 
     Outlines that were not asked for are not among them.
     """
     if wish != AUTO:
         return [name for name in wish.split(",") if name != NONE]
-    return [target for known, target in OWN.items() if known in image_format][:1]
+    own = [target for known, target in OWN.items() if known in image_format][:1]
+    return [TIFF if FORMATS[target].single and planes > 1 else target for target in own]
 
 
 def export_labels(
@@ -251,11 +253,8 @@ def describe(file: LabelFile, grid: LabelGrid, info: ImageInfo) -> Description:
 
 def bands(array: zarr.Array, memory_budget: int) -> list[Box]:
     """Boxes of few rows that fill an array."""
-    depth = min(CHUNK, array.shape[0])
-    row_bytes = STRIP_ROWS * array.shape[2] * array.dtype.itemsize * COPIES
-    while depth > 1 and depth * row_bytes > memory_budget // 2:
-        depth //= 2
-    return cut_box(whole(array.shape), (depth, STRIP_ROWS, array.shape[2]))
+    depth, rows = band_step(array.shape, (CHUNK,) * 3, array.dtype.itemsize, (1, STRIP_ROWS), memory_budget // 4)
+    return cut_box(whole(array.shape), (depth, rows, array.shape[2]))
 
 
 def export_batch(
@@ -306,7 +305,7 @@ def export_sample(
     memory_budget: int,
 ) -> list[Path]:
     """All files of one sample; single planes get outlines of their objects beside them unless formats were named."""
-    formats = export_formats(export, info.format)
+    formats = export_formats(export, info.format, grid.shape[0])
     paths: list[Path] = []
     for format in formats:
         if format != GEOJSON:

@@ -32,7 +32,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """As `atomic_path` for a folder, which the block makes; a folder that lies under the final name is replaced."""
+    """As `atomic_path` for a folder, which the block makes; what lies under the final name is replaced."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
@@ -44,6 +44,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     os.fsync(handle.fileno())
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

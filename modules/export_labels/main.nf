@@ -1,4 +1,4 @@
-// The label stores of a batch -> label files in the format of the input.
+// The label stores of a batch -> label files in the format of the input, outlines of single planes.
 process EXPORT_LABELS {
     tag "${meta.id}"
     label 'process_single'

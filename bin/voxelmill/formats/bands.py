@@ -13,9 +13,6 @@ import numpy as np
 from voxelmill.formats.planes import ImageWriter, Key, Piece
 from voxelmill.image import Box, cut_box, whole
 
-COPIES = 4
-"""Arrays of a band's size that exist at once at most: as read, as converted, and both of the band before."""
-
 LARGE = 8 << 20
 """Bytes from which a longer band is not faster."""
 
@@ -62,7 +59,7 @@ def write_bands(
     channels = range(shape[0])
     groups: list[Sequence[int]] = [[c] for c in channels] if writers[0].by_channel else [channels]
     least = max(writer.depth for writer in writers), math.lcm(*(writer.rows for writer in writers))
-    step = band_step(shape[1:], chunk, itemsize * len(groups[0]), least, memory_budget)
+    step = band_step(shape[1:], chunk, itemsize * len(groups[0]), least, memory_budget // 2 // copies(len(parts)))
     pool = ThreadPoolExecutor(thread_count())
     try:
         for group in groups:
@@ -98,15 +95,19 @@ def _accept(encoded: list[tuple[ImageWriter, Key, Future[Piece]]]) -> None:
         writer.accept(key, piece.result())
 
 
+def copies(parts: int) -> int:
+    """Arrays of a band's size that exist at once at most: as read and as converted, also of the band before."""
+    return 2 * (1 + parts)
+
+
 def band_step(
-    shape: Sequence[int], chunk: Sequence[int], voxel_bytes: int, least: tuple[int, int], memory_budget: int
+    shape: Sequence[int], chunk: Sequence[int], voxel_bytes: int, least: tuple[int, int], limit: int
 ) -> tuple[int, int]:
-    """Planes of a slab, and rows of a band of it.
+    """Planes of a slab, and rows of a band of it of at most ``limit`` bytes.
 
     Whole chunks where memory allows, in multiples of what the writers need; thinner slabs before lower bands, because a
     compressed stream is only fast plane after plane.
     """
-    limit = memory_budget // 2 // COPIES
     row = shape[2] * voxel_bytes
     depth = min(shape[0], math.lcm(chunk[0], least[0]))
     rows = min(shape[1], math.lcm(chunk[1], least[1]))

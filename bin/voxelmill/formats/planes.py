@@ -170,7 +170,9 @@ class PlaneWriter(ImageWriter):
         self._spool = Spool(self._layers * (planes[1] - planes[0]), self.path.parent)
 
     def cut(self, channels: Sequence[int], box: Box, values: Sequence[np.ndarray]) -> Iterator[tuple[Key, np.ndarray]]:
-        arrays = [np.stack(list(values), axis=-1)] if self.interleaved else values
+        arrays = values
+        if self.interleaved:
+            arrays = [np.stack(list(values), axis=-1) if len(values) > 1 else values[0][..., None]]
         for z in range(box[0][1] - box[0][0]):
             for layer, array in enumerate(arrays):
                 plane = (box[0][0] - self._planes[0] + z) * self._layers + layer
