@@ -6,6 +6,7 @@ Where a format has no means to tell, `UNSEEN` says so, and nothing else happens.
 from __future__ import annotations
 
 import os
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -26,8 +27,8 @@ from PIL import Image as Picture
 from mutants import FINE, Child, Image, Mutant, Region, mutants, sizes
 
 FLIPS = int(os.environ.get("VOXELMILL_MUTANTS", "240"))
-"""Header bits that are flipped in each format; a third as many bytes of voxels are changed. A sweep of thousands is asked
-for in the environment."""
+"""Header bits that are flipped in each format; of voxels a third as many bytes are changed. A sweep of thousands is
+asked for in the environment."""
 
 OME = {"axes": "ZYX", "PhysicalSizeZ": 2.0, "PhysicalSizeY": 1.0, "PhysicalSizeX": 0.5}
 IMAGEJ = {"axes": "ZYX", "spacing": 2, "unit": "um"}
@@ -61,12 +62,30 @@ def write_slices(path: Path) -> None:
         tifffile.imwrite(path / f"z{z}.tif", plane, photometric="minisblack", compression="zlib", metadata=None)
 
 
+def write_ome_set(path: Path) -> None:
+    """Two files whose XML is one, as a microscope writes them."""
+    path.mkdir()
+    for name, planes in (("a.ome.tif", volume()[:3]), ("b.ome.tif", volume()[3:])):
+        tifffile.imwrite(path / name, planes, photometric="minisblack", compression="zlib", ome=True, metadata=OME)
+    uuids = {
+        name: tifffile.tiffcomment(path / name).split('UUID="')[1].split('"')[0] for name in ("a.ome.tif", "b.ome.tif")
+    }
+    for name in uuids:
+        text = tifffile.tiffcomment(path / name)
+        planes = "".join(
+            f'<TiffData FirstZ="{z}" IFD="{z % 3}" PlaneCount="1"><UUID FileName="{file}">{key}</UUID></TiffData>'
+            for z, (file, key) in enumerate((file, key) for file, key in uuids.items() for _ in range(3))
+        )
+        text = text[: text.index("<TiffData")] + planes + text[text.index("</Pixels>") :]
+        tifffile.tiffcomment(path / name, text.replace('SizeZ="3"', 'SizeZ="6"').encode())
+
+
 def slices_voxels(path: Path) -> list[Region]:
     return [(name, start, stop) for name in sizes(path) for _, start, stop in tiff_voxels(path / name)]
 
 
-def write_nifti(path: Path) -> None:
-    image = nib.Nifti1Image(volume("i2").transpose(), np.diag([0.5, 1, 2, 1]))
+def write_nifti(path: Path, kind: Any = nib.Nifti1Image) -> None:
+    image = kind(volume("i2").transpose(), np.diag([0.5, 1, 2, 1]))
     image.header.set_xyzt_units("mm")
     nib.save(image, path)
 
@@ -148,12 +167,17 @@ IMAGES = {
     "TIFF": Image("a.tif", partial(write_tiff, metadata=None), tiff_voxels),
     "TIFF deflate": Image("a.tif", partial(write_tiff, compression="zlib", predictor=True, tile=(16, 16)), tiff_voxels),
     "TIFF LZW": Image("a.tif", partial(write_tiff, compression="lzw", rowsperstrip=8), tiff_voxels),
+    "TIFF packbits": Image("a.tif", partial(write_tiff, compression="packbits"), tiff_voxels),
+    "TIFF zstd": Image("a.tif", partial(write_tiff, compression="zstd"), tiff_voxels),
+    "TIFF LZMA": Image("a.tif", partial(write_tiff, compression="lzma"), tiff_voxels),
     "BigTIFF": Image("a.tif", partial(write_tiff, bigtiff=True), tiff_voxels),
     "OME-TIFF": Image("a.ome.tif", partial(write_tiff, ome=True, metadata=OME), tiff_voxels),
     "ImageJ": Image("a.tif", partial(write_tiff, imagej=True, resolution=(2, 1), metadata=IMAGEJ),
                     tiff_voxels),
+    "OME-TIFF set": Image("set", write_ome_set, slices_voxels),
     "slices": Image("slices", write_slices, slices_voxels),
     "NIfTI": Image("a.nii", write_nifti, partial(after, 352)),
+    "NIfTI-2": Image("a.nii", partial(write_nifti, kind=nib.Nifti2Image), partial(after, 544)),
     "NIfTI gzip": Image("a.nii.gz", write_nifti, partial(after, 10)),
     "MHA": Image("a.mha", partial(write_itk, compressed=False), mha_voxels),
     "MHA zlib": Image("a.mha", partial(write_itk, compressed=True), mha_voxels),
@@ -183,10 +207,15 @@ OFFSETS = {"header": {"pixels"}}
 UNSEEN: dict[str, list[dict[str, set[str]]]] = {
     "TIFF": [RAW, OFFSETS],
     "TIFF LZW": [RAW],
+    "TIFF packbits": [RAW, OFFSETS],
+    "TIFF zstd": [RAW],
     "BigTIFF": [RAW, OFFSETS],
     "OME-TIFF": [RAW, OFFSETS, TEXT],
     "ImageJ": [RAW, TEXT],
+    # another page for a plane, where its number has lost its name
+    "OME-TIFF set": [TEXT, OFFSETS],
     "NIfTI": [RAW, OFFSETS, TEXT],
+    "NIfTI-2": [RAW, OFFSETS, TEXT],
     "MHA": [RAW, TEXT],
     "MHA zlib": [TEXT],
     "NRRD": [RAW, TEXT],
@@ -202,7 +231,7 @@ UNSEEN: dict[str, list[dict[str, set[str]]]] = {
     "OME-Zarr shards": [RAW, OFFSETS, TEXT],
 }
 """What a format has no means to tell. Every other damage is told in every format, and all of it where it is not named
-here: a deflated TIFF, slices of that kind, .nii.gz, PNG, HDF5 with fletcher32."""
+here: a TIFF with deflate or LZMA, slices of that kind, .nii.gz, PNG, HDF5 with fletcher32."""
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +249,7 @@ def outcomes(name: str, folder: Path, child: Child) -> dict[tuple[str, str], lis
     path = folder / "whole" / image.name
     image.write(path)
     found = defaultdict(list)
-    for mutant in mutants(path, image.voxels(path), FLIPS, seed=sorted(IMAGES).index(name)):
+    for mutant in mutants(path, image.voxels(path), FLIPS, seed=zlib.crc32(name.encode())):
         job = {"original": str(path), "copy": str(folder / "copy" / image.name), **asdict(mutant)}
         kind, text = child.outcome(job)
         found[mutant.region, kind].append((mutant, text))

@@ -30,6 +30,9 @@ COMPRESSIONS = (
 )
 COMPRESSION_NAMES = "none, CCITT fax, LZW, deflate, packbits, zstd, LZMA, LERC, PNG, WebP, JPEG, JPEG 2000 or JPEG XL"
 
+DESCRIPTION, TEXT_TYPES = 270, (1, 2, 7)
+"""The tag of OME-XML and ImageJ's text, and the types of one byte that it is written in."""
+
 FORMATS = {"ome": "OME-TIFF", "imagej": "ImageJ TIFF", "shaped": "TIFF", "uniform": "TIFF", "generic": "TIFF"}
 
 
@@ -97,12 +100,25 @@ def ifd_offsets(handle: BinaryIO, path: Path, size: int) -> Iterator[int]:
             raise truncated(path, after + offset_size, size)
         if offset in seen:
             raise BadDataError(f"the pages form a loop at byte {offset}", file=path)
+        if not seen:
+            check_description(handle.read(after - offset - count_size), entry, order, path, size)
         seen.add(offset)
         yield offset
         handle.seek(after)
         (offset,) = struct.unpack(order + offset_format, handle.read(offset_size))
     if not seen:
         raise BadDataError("the TIFF file has no page", file=path)
+
+
+def check_description(entries: bytes, entry: int, order: str, path: Path, size: int) -> None:
+    """Refuse a description that goes on behind the file's end: tifffile would read the image without it."""
+    count_format, inline = ("Q", 8) if entry == 20 else ("I", 4)
+    for start in range(0, len(entries), entry):
+        tag, kind, count = struct.unpack_from(f"{order}HH{count_format}", entries, start)
+        if tag == DESCRIPTION and kind in TEXT_TYPES and count > inline:
+            (place,) = struct.unpack_from(order + count_format, entries, start + entry - inline)
+            if place + count > size:
+                raise truncated(path, place + count, size)
 
 
 def check_page(page: Any, path: Path) -> None:
