@@ -530,7 +530,8 @@ def test_the_scripts_of_a_run_one_after_the_other():
         (Path("results") / path.name).write_bytes(path.read_bytes())
     listed = script("list_converted", "--samples", "check/samples.json", "--results", "results")
     assert listed.returncode == 0, listed.stderr
-    assert [row["image"] for row in csv.DictReader(open("samples.csv"))] == ["one/one.nii.gz", "two/two.nii.gz"]
+    rows = csv.DictReader(Path("samples.csv").read_text().splitlines())
+    assert [row["image"] for row in rows] == ["one/one.nii.gz", "two/two.nii.gz"]
     refused = script("check_input", "--staged", "_images", "--schema", schema, "--format", "jpeg")
     assert refused.returncode == 65
     assert "jpeg cannot carry" in refused.stderr
