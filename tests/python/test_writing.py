@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,7 +27,7 @@ from PIL import Image as Pillow
 from arrays import ArraySource, all_of, source_of
 from conftest import ROOT
 from voxelmill.errors import BadDataError, WriteFailedError
-from voxelmill.formats import bands, open_image, planes, tiff_writer, zarr_writer
+from voxelmill.formats import bands, open_image, planes, tiff_writer, writing, zarr_writer
 from voxelmill.formats.bands import band_step
 from voxelmill.formats.slices_writer import SlicesWriter
 from voxelmill.formats.writing import FORMATS, carriers, describe, faults, losses, refuse, write_image
@@ -109,8 +110,6 @@ def test_values_and_types_come_back(tmp_path, target, kind, dtype):
     found = by_others(path, target)
     assert found.dtype == source.dtype
     np.testing.assert_array_equal(found.reshape(source.shape), source.array)
-    if target == "slices":
-        return
     with open_image(path) as ours:
         assert (ours.shape, ours.dtype) == (source.shape, source.dtype)
         np.testing.assert_array_equal(all_of(ours), source.array)
@@ -121,7 +120,7 @@ def test_values_and_types_come_back(tmp_path, target, kind, dtype):
 
 COLOURED = {
     "ome-tiff": ("uint8", "uint16"), "imagej": ("uint8",), "tiff": ("uint8",), "png": ("uint8", "uint16"),
-    "nrrd": TYPES,
+    "slices": ("uint8", "uint16"), "nrrd": TYPES,
 }  # fmt: skip
 """Where an image of red, green and blue is known for one when it is read again."""
 
@@ -434,6 +433,36 @@ def test_png_is_what_others_read(tmp_path):
     with Pillow.open(written(tmp_path, source, "png")) as read:
         read.load()
         np.testing.assert_array_equal(np.asarray(read), source.array[0, 0])
+
+
+REAL = [
+    "fluorescence/czyx_dna.ome.tif", "fluorescence/bmcv_zcyx.tiff", "fluorescence/float32_dna.ome.tif",
+    "fluorescence/bmcv_zyx_float16.tiff", "fluorescence/ovule_nuclei_1135_instances.tif",
+    "fluorescence/xyz_8bit__mitotic_plate_calibrated.tif", "mri/t1_t1w.nii.gz", "mri/t2_t2.nii.gz",
+    "mri/standard.nii.gz", "qupath/mitocheck_t1.tif", "em_cellmap/image-03.zarr", "em_cellmap/v05_zyx_bool.zarr",
+    "em_cellmap/neubias_celegans_series",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_images_survive_every_format_that_carries_them(shared_data, tmp_path, name):
+    with open_image(shared_data / name) as source:
+        expected = all_of(source)
+        targets = carriers(source)
+        assert {"ome-zarr", "nifti", "mha", "nrrd", "hdf5"} <= set(targets)
+        for target in targets:
+            path, form = written(tmp_path, source, target), FORMATS[target]
+            with open_image(path) as ours:
+                found = all_of(ours)
+                assert (found.shape, found.dtype) == (expected.shape, writing.written_dtype(source.dtype)), target
+                np.testing.assert_array_equal(found, expected)
+                if form.spacing and (source.spacing is not None or target not in ("nifti", "nii")):
+                    assert ours.spacing == (source.spacing and pytest.approx(source.spacing, rel=1e-6)), target
+                if form.orientation and source.affine is not None:
+                    np.testing.assert_allclose(ours.affine, source.affine, rtol=1e-5, atol=1e-5)
+                if form.names:
+                    assert ours.channel_names == source.channel_names, target
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 # Disks
