@@ -10,6 +10,7 @@ is never a question of rounding.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -230,7 +231,7 @@ class Voted(View):
 
     def _read(self, channel: int, box: Box) -> np.ndarray:
         out = np.empty([stop - start for start, stop in box], self.dtype)
-        for part in cut_box(box, step_side(box, [axis.touched for axis in self.grid], STEP_VOTES)):
+        for part in cut_box(box, step_side(box, [axis.coarser for axis in self.grid], STEP_VOXELS)):
             at = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(part, box, strict=True))
             out[at] = self._part(channel, part)
         return out
@@ -239,17 +240,24 @@ class Voted(View):
         taps = [axis.weigh(np.arange(*pair)) for axis, pair in zip(self.grid, box, strict=True)]
         inside = tuple((int(positions.min()), int(positions.max()) + 1) for positions, _ in taps)
         raw = self.source.read(channel, inside)
-        shape = [stop - start for start, stop in box]
         if raw.min() == raw.max():
-            return np.full(shape, raw.flat[0])
+            return np.full([stop - start for start, stop in box], raw.flat[0])
         rows = [positions - start for (positions, _), (start, _) in zip(taps, inside, strict=True)]
+        lowest = highest = raw
+        for i, own in enumerate(rows):
+            lowest = functools.reduce(np.minimum, (lowest.take(row, i) for row in own))
+            highest = functools.reduce(np.maximum, (highest.take(row, i) for row in own))
+        # Most voxels lie inside one label; votes are counted where they do not.
+        mixed = np.nonzero(lowest != highest)
         shares = [weights.astype(np.int64) for _, weights in taps]
-        votes = list(itertools.product(*(range(len(r)) for r in rows)))
-        labels = np.stack([raw[np.ix_(*(r[k] for r, k in zip(rows, vote, strict=True)))] for vote in votes])
-        parts = np.stack(
-            [np.einsum("z,y,x->zyx", *(s[k] for s, k in zip(shares, vote, strict=True))) for vote in votes]
-        )
-        return vote_of(labels, parts)
+        votes = list(itertools.product(*(range(len(row)) for row in rows)))
+        step = max(1, STEP_VOTES // len(votes))
+        for first in range(0, len(mixed[0]), step):
+            at = tuple(axis[first : first + step] for axis in mixed)
+            labels = np.stack([raw[tuple(r[k][i] for r, k, i in zip(rows, vote, at, strict=True))] for vote in votes])
+            parts = np.stack([math.prod(s[k][i] for s, k, i in zip(shares, vote, at, strict=True)) for vote in votes])
+            lowest[at] = vote_of(labels, parts)
+        return lowest
 
 
 def vote_of(labels: np.ndarray, parts: np.ndarray) -> np.ndarray:
