@@ -106,7 +106,7 @@ def check_input(
         raise with_all_faults(several(one.error for one in rejected))
     name_batches(entries, separate=options.skip_bad)
     skipped = [{"id": one.sample, "error": messages(one.error)} for one in rejected]
-    result = Checked(entries, skipped, estimates)
+    result = Checked(entries, skipped, estimates, tuple(one.error for one in rejected))
     check_disk(Path.cwd(), result.total["work_bytes"])
     return result
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from voxelmill.errors import (
-    WriteFailedError,
-)
+from voxelmill.errors import VoxelmillError, WriteFailedError, several
 
 SMALL_VOXELS = 2**21
 BATCH_SAMPLES = 64
@@ -32,11 +30,14 @@ class Checked:
         Id and error of the rows that were left out.
     estimates : dict
         Sample -> windows, seconds, memory_bytes, work_bytes, output_bytes.
+    faults : tuple of VoxelmillError
+        Why rows were left out.
     """
 
     samples: list[dict[str, Any]]
     skipped: list[dict[str, str]]
     estimates: dict[str, dict[str, float]]
+    faults: tuple[VoxelmillError, ...] = field(default=(), compare=False)
 
     @property
     def total(self) -> dict[str, float]:
@@ -93,7 +94,7 @@ def check_disk(folder: Path, needed: float) -> None:
 
 
 def table(result: Checked) -> str:
-    """The estimate, one sample a line, and the whole run below."""
+    """The estimate, one sample a line, and the whole run below; then what is wrong with samples that are left out."""
     rows = [("sample", "z, y, x", "spacing", "windows", "time", "memory", "work", "output")]
     for entry in result.samples:
         spacing = "pixel" if entry["unit"] == "pixel" else " ".join(f"{length:.4g}" for length in entry["spacing"])
@@ -102,6 +103,8 @@ def table(result: Checked) -> str:
         rows.append((f"all {len(result.samples)}", "", "", *shown(result.total)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if result.faults:
+        lines += ["", "left out (--on_bad_sample skip):", "", str(several(result.faults))]
     return "\n".join(lines)
 
 

@@ -342,6 +342,10 @@ def test_all_faults_of_all_samples_at_once(tmp_path: Path) -> None:
     result = run(tmp_path, rows, skip_bad=True)
     assert [entry["id"] for entry in result.samples] == ["good"]
     assert [row["id"] for row in result.skipped] == ["gone", "none", "two"]
+    table = forecast.table(result)
+    assert (
+        table.index("good") < table.index("left out") < table.index("4 faults in 3 samples") < table.index("gone.tif")
+    )
     two = result.skipped[2]["error"].split("\n\n")
     assert len(two) == 2 and all(text.startswith("error:    ") for text in two)
     with pytest.raises(FaultsError):
