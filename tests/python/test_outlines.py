@@ -164,6 +164,9 @@ def test_objects_across_strips_and_borders(tmp_path, monkeypatch):
     features = read(tmp_path / "a.geojson")
     assert [feature["properties"]["name"] for feature in features] == ["70000", "2", "3", "5"]
     assert_same_labels(features, labels)
+    # Too little for all rows of the tall object at once.
+    write_outlines(store, grid, tmp_path / "b.geojson", most=None, memory_budget=64 * 200)
+    assert (tmp_path / "b.geojson").read_bytes() == (tmp_path / "a.geojson").read_bytes()
 
 
 def test_features_are_those_of_qupath(shared_data, tmp_path):

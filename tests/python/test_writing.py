@@ -204,7 +204,7 @@ def digests(path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("target", ["tiff", "hdf5", "ome-zarr", "mha"])
 def test_each_chunk_is_decoded_once(tmp_path, target, monkeypatch):
     monkeypatch.setattr(bands, "LARGE", 1)
-    source = image("channels", chunk=(4, 16, 33))
+    source = image("channels", chunk=(4, 48, 33))
     boxes = []
     original = source._read
     source._read = lambda channel, box: boxes.append((channel, box)) or original(channel, box)
