@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from voxelmill.errors import BadDataError, UsageError, VoxelmillError
+from voxelmill.errors import BadDataError, InputMissingError, UsageError, VoxelmillError
 from voxelmill.formats.chunks import NONE_MISSING, MissingChunks
 from voxelmill.formats.spacing import Triple
 from voxelmill.image import Box
@@ -233,18 +235,25 @@ def read_rows(
 def damage_told(path: Path, found: str) -> Iterator[None]:
     """Turn what parsers and decoders raise, which is whatever their library knows, into BadDataError.
 
-    The operating system's own errors go through, but for those of a place that no file has.
+    The operating system's own errors go through, but for those of a place that no file has and of what may not be read.
     """
     try:
         yield
     except (VoxelmillError, MemoryError):
         raise
-    except OSError as error:
-        if error.errno not in (None, errno.EINVAL, errno.EOVERFLOW):
-            raise
-        raise unreadable(path, error, found) from error
     except Exception as error:
-        raise unreadable(path, error, found) from error
+        # Rust's libraries have the number in their text.
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number in (errno.EACCES, errno.EPERM):
+            raise InputMissingError(
+                "no permission to read a part of the image", file=path, remedy="ask its owner for read access"
+            ) from error
+        if number in (None, errno.EINVAL, errno.EOVERFLOW):
+            raise unreadable(path, error, found) from error
+        if isinstance(error, OSError):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def truncated(path: Path, needed: int, size: int) -> BadDataError:
