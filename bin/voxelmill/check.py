@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from voxelmill.convert.mending import given_spacing, open_given
 from voxelmill.convert.request import Request
 from voxelmill.errors import (
     BadDataError,
@@ -28,7 +29,7 @@ from voxelmill.errors import (
 from voxelmill.files import read_json, sha256_tree, write_bytes
 from voxelmill.fit import CheckOptions, Fit, fit_models
 from voxelmill.forecast import FIGURES, Checked, check_disk, name_batches
-from voxelmill.formats import ImageSource, Selection, open_image
+from voxelmill.formats import ImageSource, Selection
 from voxelmill.formats.base import damage_told
 from voxelmill.image import Box
 from voxelmill.model.config import ModelConfig
@@ -239,11 +240,12 @@ def check_row(
         selections = [Selection()] * len(row.files)
         with faults.collect():
             selections = row.selections(options.selection)
+        given = None if options.convert is None else given_spacing(row, options)
         for (number, name), selection in zip(row.files, selections, strict=True):
             with faults.collect(printable(name)):
                 if number not in staged:
                     raise InputMissingError("the image does not exist", remedy="check the path in the samplesheet")
-                source = open_image(staged[number], selection)
+                source = open_given(staged[number], selection, given)
                 files.append(opened.enter_context(source))
                 if not options.fill_missing:
                     refuse_missing_chunks(source)

@@ -8,6 +8,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def convert(
     given = LabelFile("instances", labels.name, len(every)) if labels else None
     row = Row(2, sample, names, tuple(range(1, len(files) + 1)), values, given)
     found = {number: staged / str(number) / path.name for number, path in enumerate(every, 1)}
-    entry, _ = check_row(row, found, partial(fit_conversion, request), options or CheckOptions())
+    options = replace(options or CheckOptions(), convert=request)
+    entry, _ = check_row(row, found, partial(fit_conversion, request), options)
     record = Task("convert_images", sample)
     entry = json.loads(json.dumps(entry))
     convert_batch([entry], staged, request, Path(), record, memory_budget=MEMORY)
@@ -535,3 +537,27 @@ def test_the_scripts_of_a_run_one_after_the_other():
     refused = script("check_input", "--staged", "_images", "--schema", schema, "--format", "jpeg")
     assert refused.returncode == 65
     assert "jpeg cannot carry" in refused.stderr
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, np.nan])
+@pytest.mark.parametrize("form", ["qform", "sform", "none"])
+def test_a_header_without_voxel_sizes_is_mended_by_a_spacing(size, form):
+    header = nib.Nifti1Header()
+    header.set_data_shape(SHAPE[::-1])
+    header.set_data_dtype(np.uint16)
+    if form == "qform":
+        header.set_qform(np.diag([1.0, 1.0, 1.0, 1.0]), 1)
+    if form == "sform":
+        header.set_sform(np.diag([2.0, 2.0, 2.0, 1.0]), 1)
+    header["pixdim"][1:4] = size
+    header["vox_offset"] = 352
+    header["magic"] = b"n+1"
+    Path("bad.nii").write_bytes(header.binaryblock + bytes(4) + volume()[0].tobytes())
+    with pytest.raises(BadDataError, match="voxel spacing"):
+        convert([Path("bad.nii")], Request("nifti"))
+    done = convert([Path("bad.nii")], Request("nifti"), sample="b", spacing="3;2;1", unit="mm")
+    assert any("takes their place" in text for text in done["warnings"])
+    file = nib.load(output("nifti", "b"))
+    assert np.allclose(file.header.get_zooms(), (1, 2, 3))
+    assert np.allclose(np.linalg.norm(file.affine[:3, :3], axis=0), (1, 2, 3))
+    assert np.array_equal(np.asarray(file.dataobj).T, volume()[0])

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from voxelmill.convert.align import align
 from voxelmill.convert.geometry import Geometry, disagree, repaired, rescaled, respaced
 from voxelmill.convert.request import Request
@@ -139,9 +141,11 @@ def with_spacing(image: ImageSource, spec: Spec) -> tuple[ImageSource, list[str]
     if spec.origin == UNIT and image.spacing is not None:
         factor = spec.spacing[0] / image.spacing[0]
         return describe(image, rescaled(Geometry.of(image), factor)), [f"unit: all lengths times {factor:g}"]
-    if spec.origin in GIVEN and spec.spacing != image.spacing:
+    if spec.origin in GIVEN:
         changed = describe(image, respaced(Geometry.of(image), spec.spacing))
-        return changed, [f"spacing set to {shown(spec.spacing)} um"]
+        same = image.affine is None or changed.affine is None or np.allclose(image.affine, changed.affine, atol=0)
+        if spec.spacing != image.spacing or not same:
+            return changed, [f"spacing set to {shown(spec.spacing)} um"]
     return image, []
 
 

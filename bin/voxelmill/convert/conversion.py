@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from voxelmill.convert.changes import Changed, Spec, change
+from voxelmill.convert.changes import GIVEN, Changed, Spec, change
+from voxelmill.convert.mending import open_given
 from voxelmill.convert.request import Request
 from voxelmill.convert.views import watch
 from voxelmill.errors import VoxelmillError, WriteFailedError
@@ -75,14 +76,15 @@ def convert_sample(
     """Convert the image of one sample, and its labels -> what was done."""
     sample = entry["id"]
     count = len(entry["files"])
+    spec = Spec.from_dict(entry)
     paths = [staged_file(files, number) for number in entry["images"]]
     with ExitStack() as opened:
         sources = [
-            opened.enter_context(open_image(path, Selection(**chosen)))
+            opened.enter_context(open_given(path, Selection(**chosen), spec.spacing if spec.origin in GIVEN else None))
             for path, chosen in zip(paths, entry["selections"], strict=True)
         ]
         labels = sources[count] if entry["labels"] else None
-        changed = change(sources[:count], labels, request, Spec.from_dict(entry))
+        changed = change(sources[:count], labels, request, spec)
         written = []
         for what, source in (("image", changed.image), ("labels", changed.labels)):
             if source is not None:

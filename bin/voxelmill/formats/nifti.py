@@ -25,14 +25,14 @@ from voxelmill.formats.base import (
     truncated,
     unreadable,
 )
-from voxelmill.formats.spacing import Spacing, from_axes
+from voxelmill.formats.spacing import Spacing, Triple, from_axes
 from voxelmill.formats.streams import GZIP, StreamSource, check_size, open_stream, refuse_layout, stream_chunk
 
 UNITS = {0: (1e3, "NIfTI, unit unknown read as mm"), 1: (1e6, "NIfTI"), 2: (1e3, "NIfTI"), 3: (1.0, "NIfTI")}
 """Micrometres in the unit that the header's code stands for."""
 
 
-def open_nifti(path: Path, selection: Selection = NO_CHOICE) -> StreamSource:
+def open_nifti(path: Path, selection: Selection = NO_CHOICE, mended: Triple | None = None) -> StreamSource:
     """Open a NIfTI file.
 
     Parameters
@@ -42,6 +42,8 @@ def open_nifti(path: Path, selection: Selection = NO_CHOICE) -> StreamSource:
         ``axes``: one letter out of ``tczyx`` per axis of the array as it lies in the file, slowest first (x last), axes
         of length one after the third left out; without it a fourth axis is time and a fifth the channels.
         ``timepoint``.
+    mended : tuple of float or None
+        Micrometres along z, y, x that take the place of the header's voxel sizes.
 
     Raises
     ------
@@ -61,6 +63,9 @@ def open_nifti(path: Path, selection: Selection = NO_CHOICE) -> StreamSource:
         raise truncated(path, length, len(head))
     try:
         raw = kind(head[:length], check=False)
+        if mended is not None:
+            raw["pixdim"][1:4] = [size / UNITS.get(int(raw["xyzt_units"]) & 7, (1e3, ""))[0] for size in mended[::-1]]
+            head = raw.binaryblock
         sizes = np.asarray(raw["pixdim"], np.float64)
         shape = tuple(int(n) for n in raw.get_data_shape())
         spacing, factor = read_spacing(sizes, shape, int(raw["xyzt_units"]) & 7, path)
