@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -676,3 +677,21 @@ def test_every_real_tiff_equals_tifffile(shared_data: Path, name: str) -> None:
                 expected = np.moveaxis(expected, source.axes.index("c"), 0)
             data = whole(source)
             np.testing.assert_array_equal(data, expected.reshape(-1, *data.shape[1:])[: data.shape[0]])
+
+
+@pytest.mark.parametrize("name", ["jpeg8", "jpeg2k", "jpegxl", "png", "webp", "lerc"])
+def test_a_tile_that_declares_more_than_the_page(tmp_path: Path, name: str) -> None:
+    """Of 16 x 16 pixels, whose codestream has four million: nothing of it is decoded."""
+    path = tmp_path / "a.tif"
+    code = {"jpeg8": 7, "jpeg2k": 34712, "jpegxl": 50002, "png": 34933, "webp": 50001, "lerc": 34887}[name]
+    samples = 3 if name == "webp" else 1
+    options = {"lossless": True} if name in ("webp", "jpegxl") else {}
+    data = getattr(imagecodecs, f"{name}_encode")(
+        np.zeros((2000, 2100, 3)[: 3 if samples == 3 else 2], "u1"), **options
+    )
+    tags = [(256, 4, 1, 16), (257, 4, 1, 16), (258, 3, 1, 8), (259, 3, 1, code), (262, 3, 1, 2 if samples == 3 else 1),
+            (273, 4, 1, 256), (277, 3, 1, samples), (278, 4, 1, 16), (279, 4, 1, len(data))]  # fmt: skip
+    body = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    path.write_bytes((b"II*\0" + struct.pack("<I", 8) + body).ljust(256, b"\0") + data)
+    with open_image(path) as source, pytest.raises(BadDataError, match="declares 2100 x 2000 pixels"):
+        source.read(0, ((0, 1), (0, 16), (0, 16)))

@@ -16,6 +16,7 @@ import tifffile
 
 from voxelmill.errors import BadDataError
 from voxelmill.formats.base import ImageSource
+from voxelmill.formats.codestreams import too_many_pixels
 from voxelmill.formats.handles import Handles, Workers
 from voxelmill.formats.tiff_checks import JPEG, contiguous
 from voxelmill.formats.tiff_series import pages_are_planes
@@ -187,6 +188,14 @@ class TiffSource(ImageSource):
         if not size:
             raise BadDataError(f"strip or tile {index} of page {number + 1} holds no data", file=path)
         encoded = self.handles.read(path, page.dataoffsets[index], size)
+        declared = too_many_pixels(int(key.compression), encoded, prod(key.chunks))
+        if declared is not None:
+            raise BadDataError(
+                f"strip or tile {index} of page {number + 1} declares {declared[0]} x {declared[1]} pixels for itself",
+                file=path,
+                expected=f"at most {prod(key.chunks)}",
+                remedy="do not use this file; ask where it comes from",
+            )
         decoded, corner, _ = key.decode(encoded, index, **tables)
         data = np.asarray(decoded)
         starts = corner[1:4]
