@@ -160,7 +160,8 @@ def halve(values: np.ndarray, shape: Sequence[int], labels: bool) -> np.ndarray:
     count = math.prod(step)
     if values.dtype.kind == "f":
         return (total / count).astype(values.dtype)
-    return ((total + count // 2) // count).astype(values.dtype)
+    # A power of two, so that a shift is the division.
+    return ((total + count // 2) >> count.bit_length() - 1).astype(values.dtype)
 
 
 def _halve_wide(values: np.ndarray, step: Sequence[int]) -> np.ndarray:
