@@ -259,8 +259,9 @@ def test_labels_of_another_shape_are_refused_unless_they_are_aligned():
     corner = tuple(o - s / 4 for o, s in zip(ORIGIN, SPACING, strict=True))
     image = written("ome-zarr")
     given = written("ome-zarr", "labels", array=fine, spacing=tuple(s / 2 for s in SPACING), origin=corner)
-    with pytest.raises(BadDataError, match="the labels are 12 x 14 x 18"):
+    with pytest.raises(BadDataError, match="the labels are 12 x 14 x 18") as caught:
         convert([image], Request("nifti"), labels=given)
+    assert "--align_labels" in caught.value.remedy
     convert([image], Request("ome-zarr", align_labels=True), labels=given)
     assert np.array_equal(all_of(open_image(output("ome-zarr", labels=True))), volume("uint8"))
     assert open_image(output("ome-zarr", labels=True)).origin == pytest.approx(ORIGIN)

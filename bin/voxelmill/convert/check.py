@@ -25,7 +25,14 @@ from voxelmill.formats.spacing import Triple, checked, micrometres_per
 from voxelmill.formats.streams import GZIP, open_stream
 from voxelmill.formats.writing import losses, refuse, written_dtype
 from voxelmill.image import Box
-from voxelmill.overlay import PREVIEW, compare_label_spacing, refuse_orientation, refuse_shape, refuse_type
+from voxelmill.overlay import (
+    PREVIEW,
+    compare_label_spacing,
+    refuse_orientation,
+    refuse_position,
+    refuse_shape,
+    refuse_type,
+)
 from voxelmill.samplesheet import Row, printable
 from voxelmill.schedule import Estimate
 
@@ -66,7 +73,7 @@ def fit_conversion(
         box, told = choose_box(images[0].shape[1:], options, (PREVIEW,) * 3)
         warnings += told
     if labels is not None:
-        refusals = [refuse_type] if request.align_labels else [refuse_type, refuse_shape, refuse_orientation]
+        refusals = [refuse_type] if request.align_labels else [refuse_type, refuse_other_grid]
         for one in refusals:
             with faults.collect(printable(row.files[-1][1])):
                 one(images[0], labels)
@@ -96,6 +103,19 @@ def fit_conversion(
         estimate=estimate_conversion(changed, options.plan.memory_budget),
         warnings=(*warnings, *changed.warnings),
     )
+
+
+def refuse_other_grid(image: ImageSource, labels: ImageSource) -> None:
+    """Raise BadDataError unless labels lie on the image's voxels."""
+    for one in (refuse_shape, refuse_orientation, refuse_position):
+        try:
+            one(image, labels)
+        except BadDataError as error:
+            if labels.shape[0] == 1 and one is not refuse_orientation:
+                error.remedy = "pass --align_labels if both files say where they lie in space; else " + str(
+                    error.remedy
+                )
+            raise
 
 
 def estimate_conversion(changed: Changed, memory_budget: int) -> Estimate:

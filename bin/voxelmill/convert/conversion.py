@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from voxelmill.convert.changes import GIVEN, Changed, Spec, change
+from voxelmill.convert.changes import GIVEN, Spec, change
 from voxelmill.convert.mending import open_given
 from voxelmill.convert.request import Request
 from voxelmill.convert.views import watch
@@ -94,7 +94,7 @@ def convert_sample(
         return {
             "sample": sample,
             "source": [*entry["files"], *([entry["labels"]["file"]] if entry["labels"] else [])],
-            "source_sha256": [sha256_tree(path) for path in paths] if is_whole(changed, sources) else [],
+            "source_sha256": [sha256_tree(path) for path in paths] if is_whole(entry, request) else [],
             "format": request.format,
             "labels_kind": entry["labels"]["kind"] if entry["labels"] else None,
             "group": entry.get("group"),
@@ -176,9 +176,10 @@ def described(what: str, source: ImageSource, path: Path) -> dict[str, Any]:
     }
 
 
-def is_whole(changed: Changed, sources: Sequence[ImageSource]) -> bool:
-    """Whether the whole image was converted: hashing a store of terabytes for a box of it would take longer than it."""
-    return not any(text.startswith(("box", "labels and image")) for text in changed.changes) and bool(sources)
+def is_whole(entry: Mapping[str, Any], request: Request) -> bool:
+    """Whether files are converted whole: to hash terabytes for a part of them would take longer than to convert it."""
+    levels = any(chosen.get("level") for chosen in entry["selections"])
+    return entry["box"] is None and not levels and not (request.align_labels and entry["labels"])
 
 
 def staged_file(folder: Path, number: int) -> Path:
