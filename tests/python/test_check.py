@@ -24,6 +24,7 @@ from conftest import ROOT
 from voxelmill import check as check_module
 from voxelmill import forecast
 from voxelmill.check import check_input, is_staged_as, with_all_faults
+from voxelmill.convert.mending import open_given
 from voxelmill.convert.request import Request
 from voxelmill.errors import (
     BadDataError,
@@ -37,7 +38,6 @@ from voxelmill.errors import (
 from voxelmill.files import read_json
 from voxelmill.fit import CheckOptions
 from voxelmill.forecast import Checked, name_batches
-from voxelmill.formats import open_image
 from voxelmill.formats.base import NO_CHOICE
 from voxelmill.model.config import ModelConfig
 from voxelmill.model.package import load_config, new_package, weights_name
@@ -382,17 +382,17 @@ def test_images_are_opened_at_the_same_time_and_told_in_order(tmp_path: Path, mo
         write_image(tmp_path / f"{n}.tif", spacing=None if n % 4 == 3 else (2, 1, 1))
     now, most, together = set[int](), [0], threading.Barrier(4)
 
-    def slowly(path: Path, *selection: Any) -> Any:
+    def slowly(path: Path, *chosen: Any) -> Any:
         now.add(threading.get_ident())
         most[0] = max(most[0], len(now))
         if path.name in ("0.tif", "1.tif", "2.tif", "3.tif"):
             together.wait(20)
         time.sleep(0.05 if path.name == "0.tif" else 0.01)
         now.discard(threading.get_ident())
-        return open_image(path, *selection)
+        return open_given(path, *chosen)
 
     alone = run(tmp_path, rows, skip_bad=True, full=True, workers=1)
-    monkeypatch.setattr(check_module, "open_image", slowly)
+    monkeypatch.setattr(check_module, "open_given", slowly)
     assert run(tmp_path, rows, skip_bad=True) == alone
     assert run(tmp_path, rows, skip_bad=True, full=True, workers=4) == alone
     assert most == [4]
