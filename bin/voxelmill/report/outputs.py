@@ -21,6 +21,7 @@ KINDS = {
     "*/*.label_raw.*": "label_raw",
     "*/*.label_binary.*": "label_binary",
     "*/*.label_instances.*": "label_instances",
+    "*/*.label_outlines.*": "label_outlines",
     "*/*.objects.csv": "objects",
     "*/*.objects.parquet": "objects",
     "*/*.profiles.parquet": "profiles",

@@ -28,9 +28,9 @@ RUN, SOFTWARE, MODEL = "#run", "#voxelmill", "#model"
 ENGINE, PYTHON, PACKAGES = "https://www.nextflow.io/", "https://www.python.org/", "https://pypi.org/project/"
 
 MEDIA_TYPES = {
-    ".csv": "text/csv", ".gz": "application/gzip", ".html": "text/html", ".json": "application/json",
-    ".parquet": "application/vnd.apache.parquet", ".png": "image/png", ".sha256": "text/plain",
-    ".svg": "image/svg+xml", ".tif": "image/tiff",
+    ".csv": "text/csv", ".geojson": "application/geo+json", ".gz": "application/gzip", ".h5": "application/x-hdf5",
+    ".html": "text/html", ".json": "application/json", ".parquet": "application/vnd.apache.parquet",
+    ".png": "image/png", ".sha256": "text/plain", ".svg": "image/svg+xml", ".tif": "image/tiff",
 }  # fmt: skip
 
 DESCRIPTIONS = {
@@ -42,6 +42,7 @@ DESCRIPTIONS = {
     "estimate": "What the run was expected to take",
     "label_binary": "Foreground after the filters",
     "label_instances": "Number of the object of every voxel",
+    "label_outlines": "Outlines of the labels of a single plane",
     "label_raw": "Class of every voxel",
     "labels": "Labels as OME-Zarr (NGFF 0.5)",
     "objects": "Objects, one row each",
