@@ -211,7 +211,7 @@ UNSEEN: dict[str, list[dict[str, set[str]]]] = {
     "TIFF zstd": [RAW],
     "BigTIFF": [RAW, OFFSETS],
     "OME-TIFF": [RAW, OFFSETS, TEXT],
-    "ImageJ": [RAW, TEXT],
+    "ImageJ": [RAW, OFFSETS, TEXT],
     # another page for a plane, where its number has lost its name
     "OME-TIFF set": [TEXT, OFFSETS],
     "NIfTI": [RAW, OFFSETS, TEXT],
