@@ -8,6 +8,7 @@ or to the CPU), 137 with more memory.
 from __future__ import annotations
 
 import errno
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,13 @@ MODEL_MISMATCH = 78
 HOST_MEMORY = 137
 
 MAX_LINES = 12
+
+FULL = re.compile(
+    "|".join(
+        rf"os error {n}\b|errno = {n}\b" for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+    )
+)
+"""How zarrs and HDF5, which keep no number of the system's error, tell of a disk that is full or broken."""
 
 TABLE_WIDTH = 118
 """Of a table of faults in letters: Nextflow moves it to the right by two, and a terminal has 120."""
@@ -253,7 +261,7 @@ def code_of(error: BaseException) -> int:
     if isinstance(error, MemoryError):
         return HOST_MEMORY
     if isinstance(error, OSError):
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
             return WRITE_FAILED
         if error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM):
             return INPUT_MISSING
@@ -261,4 +269,6 @@ def code_of(error: BaseException) -> int:
             return TEMPORARY
         if error.errno == errno.ENOMEM:
             return HOST_MEMORY
+    if isinstance(error, OSError | RuntimeError) and FULL.search(str(error)):
+        return WRITE_FAILED
     return INTERNAL

@@ -26,7 +26,7 @@ from PIL import Image as Pillow
 
 from arrays import ArraySource, all_of, source_of
 from conftest import ROOT
-from voxelmill.errors import BadDataError, WriteFailedError
+from voxelmill.errors import BadDataError, WriteFailedError, code_of
 from voxelmill.formats import bands, open_image, planes, tiff_writer, writing, zarr_writer
 from voxelmill.formats.bands import band_step
 from voxelmill.formats.slices_writer import SlicesWriter
@@ -498,6 +498,13 @@ print(json.dumps(ends))
 @pytest.mark.parametrize("target", sorted(FORMATS))
 def test_a_full_disk_leaves_nothing(on_full_disks, target):
     assert on_full_disks[target] == "WriteFailedError []"
+
+
+def test_a_full_disk_is_known_by_its_words():
+    """Those of zarrs and of HDF5."""
+    assert code_of(RuntimeError("No space left on device (os error 28)")) == 74
+    assert code_of(OSError("Can't write (file write failed: errno = 28, error message = 'No space left')")) == 74
+    assert code_of(RuntimeError("No such file (os error 2)")) == 70
 
 
 @pytest.mark.parametrize("target", STREAMED)
