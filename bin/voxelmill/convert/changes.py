@@ -125,12 +125,14 @@ def change(images: Sequence[ImageSource], labels: ImageSource | None, request: R
         done.append(f"orientation {before} to {request.codes}")
     target = request.target
     if target is not None:
-        finer = resample(image, target, request.order)
-        if finer is not image:
-            done.append(f"spacing {shown(image.spacing)} to {shown(finer.spacing)} um (order {request.order})")
-            warnings += steep(image.spacing, finer.spacing, request.order)
-        image = finer
-        labels = None if labels is None else resample_labels(labels, target, request.label_resampling)
+        other = resample(image, target, request.order)
+        if other is not image:
+            done.append(f"spacing {shown(image.spacing)} to {shown(other.spacing)} um (order {request.order})")
+            warnings += steep(image.spacing, other.spacing, request.order)
+            if labels is not None:
+                labels = resample_labels(labels, target, request.label_resampling)
+                done.append(f"labels by {request.label_resampling}")
+        image = other
     return Changed(image, labels, tuple(done), tuple(warnings))
 
 
