@@ -116,6 +116,7 @@ def test_outputs_json_has_every_file_and_folder_with_its_kind(run):
     assert kinds["objects.csv"] == ("cohort_objects", None)
     assert kinds["s1/s1.objects.csv"] == ("objects", "s1")
     assert kinds["s2/s2.label_raw.nii.gz"] == ("label_raw", "s2")
+    assert kind_of(Path("s1/probabilities.ome.zarr"), False) == "probabilities"
     assert kind_of(Path("s1/s1.image.json"), False) is None
 
 

@@ -17,6 +17,7 @@ KINDS = {
     "check/samples.json": "samples",
     "check/estimate.json": "estimate",
     "*/labels.ome.zarr": "labels",
+    "*/probabilities.ome.zarr": "probabilities",
     "*/*.labels.json": "class_volumes",
     "*/*.label_raw.*": "label_raw",
     "*/*.label_binary.*": "label_binary",
