@@ -562,3 +562,33 @@ def test_a_header_without_voxel_sizes_is_mended_by_a_spacing(size, form):
     assert np.allclose(file.header.get_zooms(), (1, 2, 3))
     assert np.allclose(np.linalg.norm(file.affine[:3, :3], axis=0), (1, 2, 3))
     assert np.array_equal(np.asarray(file.dataobj).T, volume()[0])
+
+
+def test_a_part_of_a_file_is_converted():
+    array = np.random.default_rng(4).integers(0, 99, (3, *SHAPE)).astype(np.uint16)
+    tifffile.imwrite("times.ome.tif", array, ome=True, metadata={"axes": "TZYX"})
+    convert([Path("times.ome.tif")], Request("nrrd"), timepoint="2")
+    assert np.array_equal(all_of(open_image(output("nrrd")))[0], array[2])
+
+
+def test_a_level_of_a_store_is_converted(shared_data):
+    em = shared_data / CELLMAP / "em/fibsem-uint8"
+    done = convert([em], Request("ome-zarr"), level="1", options=CheckOptions(fill_missing=True))
+    after = open_image(output("ome-zarr"))
+    assert np.array_equal(all_of(after)[0], zarr.open_array(str(em / "s1"), mode="r")[:])
+    assert after.spacing == pytest.approx((0.02,) * 3)
+    assert after.origin == pytest.approx((0.005,) * 3)
+    assert done["source_sha256"] == []
+
+
+def test_slices_to_zarr_to_nifti_and_back(shared_data):
+    folder = shared_data / "em_cellmap/neubias_celegans_series"
+    planes = np.stack([tifffile.imread(path) for path in sorted(folder.glob("*.tif"))])
+    convert([folder], Request("ome-zarr"), spacing="0.05;0.0046;0.0046")
+    convert([output("ome-zarr")], Request("nifti"), sample="b")
+    assert np.array_equal(np.asarray(nib.load(output("nifti", "b")).dataobj).transpose(2, 1, 0), planes)
+    convert([output("nifti", "b")], Request("slices"), sample="c")
+    names = sorted(output("slices", "c").iterdir())
+    assert [path.name for path in names] == [f"c_z{z:04d}.tif" for z in range(len(planes))]
+    assert np.array_equal(np.stack([tifffile.imread(path) for path in names]), planes)
+    assert open_image(output("slices", "c")).spacing == pytest.approx((0.05, 0.0046, 0.0046))
