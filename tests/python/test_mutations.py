@@ -212,8 +212,7 @@ UNSEEN: dict[str, list[dict[str, set[str]]]] = {
     "BigTIFF": [RAW, OFFSETS],
     "OME-TIFF": [RAW, OFFSETS, TEXT],
     "ImageJ": [RAW, OFFSETS, TEXT],
-    # another page for a plane, where its number has lost its name
-    "OME-TIFF set": [TEXT, OFFSETS],
+    "OME-TIFF set": [TEXT],
     "NIfTI": [RAW, OFFSETS, TEXT],
     "NIfTI-2": [RAW, OFFSETS, TEXT],
     "MHA": [RAW, TEXT],

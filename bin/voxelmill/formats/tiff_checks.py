@@ -195,6 +195,7 @@ def check_alike(series: tifffile.TiffPageSeries, pages: dict[tuple[Path, int], P
     expected = Page(tuple(key.shape), str(key.dtype), key.hash)
     # Of a level in one piece tifffile has the first header only, and gives the main chain's for the others.
     alone = key.is_subifd and contiguous(series) is not None
+    taken: set[tuple[Path, int]] = set()
     for page in [key] if alone else series:
         if page is None:
             continue
@@ -205,6 +206,14 @@ def check_alike(series: tifffile.TiffPageSeries, pages: dict[tuple[Path, int], P
         else:
             found = pages[file, page.index]
             number = str(page.index + 1)
+            if (file, page.index) in taken:
+                raise BadDataError(
+                    f"page {number} stands for two planes in the file's description",
+                    file=file,
+                    expected="a page for every plane",
+                    remedy="copy the file again from its origin and compare the checksums",
+                )
+            taken.add((file, page.index))
         if found == expected:
             continue
         same = (found.shape, found.dtype) == (expected.shape, expected.dtype)
