@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voxelmill.formats.deflate import JoinedStream, level_of, raw_piece
+from voxelmill.formats.deflate import JoinedStream, raw_piece
 from voxelmill.formats.metaimage import open_metaimage
 from voxelmill.formats.nifti_writer import verify_tail
 from voxelmill.formats.nrrd import open_nrrd
@@ -45,10 +45,9 @@ class ItkWriter(PlaneWriter):
         self._file = open(path, "wb")  # noqa: SIM115
         self._start = self._file.write(nrrd_header(what) if nrrd else metaimage_header(what, 0))
         self._stream = JoinedStream(self._file, gzip=nrrd)
-        self._level = level_of(what.labels)
 
     def encode(self, values: np.ndarray) -> Piece:
-        return raw_piece(self.bytes_of(values), self._level, adler=not self._nrrd)
+        return raw_piece(self.bytes_of(values), adler=not self._nrrd)
 
     def write(self, pieces: Iterator[Piece]) -> None:
         for piece in pieces:

@@ -7,7 +7,6 @@ A compressed file is read as a stream; its checksum is compared when its last vo
 from __future__ import annotations
 
 import math
-import zlib
 from math import prod
 from pathlib import Path
 
@@ -26,7 +25,15 @@ from voxelmill.formats.base import (
     unreadable,
 )
 from voxelmill.formats.spacing import Spacing, Triple, from_axes
-from voxelmill.formats.streams import GZIP, StreamSource, check_size, open_stream, refuse_layout, stream_chunk
+from voxelmill.formats.streams import (
+    DECODER_ERROR,
+    GZIP,
+    StreamSource,
+    check_size,
+    open_stream,
+    refuse_layout,
+    stream_chunk,
+)
 
 UNITS = {0: (1e3, "NIfTI, unit unknown read as mm"), 1: (1e6, "NIfTI"), 2: (1e3, "NIfTI"), 3: (1.0, "NIfTI")}
 """Micrometres in the unit that the header's code stands for."""
@@ -55,7 +62,7 @@ def open_nifti(path: Path, selection: Selection = NO_CHOICE, mended: Triple | No
     try:
         with open_stream(path, bits) as stream:
             head = stream.read(540)
-    except (zlib.error, EOFError) as error:
+    except (DECODER_ERROR, EOFError) as error:
         raise unreadable(path, error) from error
     two = head[4:7] == b"n+2"
     kind, length = (nib.Nifti2Header, 540) if two else (nib.Nifti1Header, 348)

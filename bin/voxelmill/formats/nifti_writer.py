@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from voxelmill.formats.base import NO_CHOICE
-from voxelmill.formats.deflate import JoinedStream, level_of, raw_piece
+from voxelmill.formats.deflate import JoinedStream, raw_piece
 from voxelmill.formats.nifti import open_nifti
 from voxelmill.formats.planes import Description, Key, Piece, PlaneWriter, not_as_written
 
@@ -36,10 +36,9 @@ class NiftiWriter(PlaneWriter):
         self._stream: JoinedStream | None = None
         self._first = 0
         self._tail = b""
-        self._level = level_of(what.labels)
         if compressed:
             self._stream = JoinedStream(self._file, gzip=True)
-            self._stream.put(raw_piece(head, self._level))
+            self._stream.put(raw_piece(head))
         else:
             self._file.write(head)
 
@@ -49,7 +48,7 @@ class NiftiWriter(PlaneWriter):
 
     def encode(self, values: np.ndarray) -> Piece:
         data = self.bytes_of(values)
-        return Piece(data, len(data)) if self._stream is None else raw_piece(data, self._level)
+        return Piece(data, len(data)) if self._stream is None else raw_piece(data)
 
     def accept(self, key: Key, piece: Piece) -> None:
         if self._stream is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 
-from voxelmill.formats.deflate import JoinedStream, level_of, raw_piece
+from voxelmill.formats.deflate import JoinedStream, raw_piece
 from voxelmill.formats.nifti_writer import verify_tail
 from voxelmill.formats.planes import Description, Piece, PlaneWriter, not_as_written
 
@@ -27,7 +27,6 @@ class PngWriter(PlaneWriter):
     def __init__(self, path: Path, what: Description):
         super().__init__(path, what, interleaved=True)
         self.dtype = np.dtype(what.dtype).newbyteorder(">")
-        self._level = level_of(what.labels)
         self._file = open(path, "wb")  # noqa: SIM115
         height, width = what.shape[2:]
         colour = COLOUR if self.samples == 3 else GREY
@@ -50,7 +49,7 @@ class PngWriter(PlaneWriter):
         if not self.what.labels:
             pixel = self.dtype.itemsize * self.samples
             filtered[:, 1 + pixel :] -= rows[:, :-pixel]
-        return raw_piece(filtered.tobytes(), self._level, adler=True)
+        return raw_piece(filtered.tobytes(), adler=True)
 
     def write(self, pieces: Iterator[Piece]) -> None:
         for piece in pieces:

@@ -6,13 +6,13 @@ A compressed stream is read forward; its checksum is compared when its last voxe
 from __future__ import annotations
 
 import io
-import zlib
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from zlib_ng import zlib_ng
 
 from voxelmill.errors import BadDataError
 from voxelmill.formats.base import ImageSource, bad_axes, read_rows, truncated, unreadable
@@ -23,6 +23,9 @@ GZIP = 31
 
 ZLIB = 15
 """zlib's number for a stream of its own with the largest window."""
+
+DECODER_ERROR: type[Exception] = zlib_ng.error  # type: ignore[assignment]
+"""What zlib-ng raises for data that are no deflate stream, or not those of the checksum."""
 
 PIECE = 1 << 16
 DECODED = 1 << 18
@@ -128,7 +131,7 @@ class InflateReader:
         self._file = open(path, "rb")  # noqa: SIM115
         self._file.seek(start)
         self._bits = bits
-        self._decoder = zlib.decompressobj(bits)
+        self._decoder: Any = zlib_ng.decompressobj(bits)
         self._pending = b""
         self._position = 0
         self._span = SPAN
@@ -178,7 +181,7 @@ class InflateReader:
                     if not encoded:
                         return b""
                     rest = encoded.lstrip(b"\0")
-                self._decoder, self._pending = zlib.decompressobj(self._bits), rest
+                self._decoder, self._pending = zlib_ng.decompressobj(self._bits), rest
             encoded = self._decoder.unconsumed_tail or self._pending or self._file.read(PIECE)
             if not encoded:
                 raise EOFError("the compressed data end before their end mark")
@@ -283,6 +286,6 @@ def decoded_length(path: Path, bits: int, start: int) -> int:
         raise BadDataError(
             "the compressed file is truncated: it ends inside its data", file=path, remedy=COPY_AGAIN
         ) from error
-    except zlib.error as error:
+    except DECODER_ERROR as error:
         raise unreadable(path, error) from error
     return held
