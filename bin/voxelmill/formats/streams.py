@@ -131,11 +131,12 @@ class InflateReader:
         self._file = open(path, "rb")  # noqa: SIM115
         self._file.seek(start)
         self._bits = bits
-        self._decoder: Any = zlib_ng.decompressobj(bits)
+        decoder: Any = zlib_ng.decompressobj(bits)
+        self._decoder = decoder
         self._pending = b""
         self._position = 0
         self._span = SPAN
-        self._states = [(0, start, b"", self._decoder.copy())]
+        self._states = [(0, start, b"", decoder.copy())]
 
     def tell(self) -> int:
         return self._position
