@@ -17,9 +17,12 @@ from voxelmill.task import task
 @click.option("--checkpoint", default="checkpoint_final.pth", help="File name of the checkpoint in every fold.")
 @click.option("--spacing-unit", default="auto", type=click.Choice(["um", "mm", "none", "auto"]))
 @click.option("--trust-model", help="sha256:... of a model whose pickle may run code.")
-def main(model: Path, out: Path, folds: str, checkpoint: str, spacing_unit: str, trust_model: str | None) -> None:
+@click.option("--member", default=0, help="Number of the model, from 1, where several are averaged.")
+def main(
+    model: Path, out: Path, folds: str, checkpoint: str, spacing_unit: str, trust_model: str | None, member: int
+) -> None:
     """Write the package and its task record."""
-    with task("pack_model", "pack_model") as record:
+    with task("pack_model", "pack_model", f"m{member}" if member else None) as record:
         from voxelmill.model.checkpoint import pack_model
 
         config, warnings = pack_model(

@@ -22,6 +22,32 @@ def batches(checked, images, prints) {
     }
 }
 
+// A batch for each of the packages -> [[meta, package]]. Where there are several, meta bears the number of the model.
+def byModel(meta, packages) {
+    return packages.size() == 1
+        ? [[meta, packages[0]]]
+        : packages.withIndex(1).collect { packed, number -> [meta + [member: number], packed] }
+}
+
+// The batch itself, whichever model this meta is about
+def withoutModel(meta) {
+    return meta.member ? meta.findAll { name, _value -> name != 'member' } : meta
+}
+
+// Name of a task about this meta, and the option that tells its script the model
+def titleOf(meta) {
+    return meta.member ? "${meta.id} model ${meta.member}" : meta.id
+}
+
+def memberFlag(meta) {
+    return meta.member ? "--member ${meta.member}" : ''
+}
+
+// Part of the file names of a model's records and plans; without several models there is none
+def memberMark(meta) {
+    return meta.member ? "m${meta.member}." : ''
+}
+
 // tiles.csv -> [[task, what it needs]]
 def predictionTasks(tiles) {
     return tiles.splitCsv(header: true).groupBy { row -> row.task as int }.collect { number, rows ->
@@ -36,15 +62,15 @@ def stitchRows(blocks) {
     }
 }
 
-// ch_pieces: [meta, files <sample>.t<tile>.b<block>.piece]; ch_blocks: [batch, sample, block, group, pieces of the group]
+// ch_pieces: [meta, files <sample>.t<tile>.b<block>.piece]; ch_blocks: [meta, sample, block, group, pieces of the group]
 // -> [meta, group, pieces] as soon as every piece of the group's blocks is there.
 def groupByStitch(ch_pieces, ch_blocks) {
     return ch_pieces
-        .flatMap { meta, files -> [files].flatten().collect { file -> [meta.id] + sampleAndBlock(file.name) + [meta, file] } }
+        .flatMap { meta, files -> [files].flatten().collect { file -> [meta] + sampleAndBlock(file.name) + [file] } }
         .combine(ch_blocks, by: [0, 1, 2])
-        .map { batch, _sample, _block, meta, file, group, n -> [groupKey([batch, group], n), meta, file] }
+        .map { meta, _sample, _block, file, group, n -> [groupKey([meta, group], n), file] }
         .groupTuple()
-        .map { key, metas, files -> [metas[0], key.getGroupTarget()[1], files.sort { file -> file.name }] }
+        .map { key, files -> key.getGroupTarget() + [files.sort { file -> file.name }] }
 }
 
 def sampleAndBlock(name) {

@@ -3,17 +3,23 @@ include { PACK_MODEL   } from '../modules/pack_model/main'
 include { CHECK_INPUT  } from '../modules/check_input/main'
 include { IMPORT_IMAGE } from '../modules/import_image/main'
 include { PLAN_TILES   } from '../modules/plan_tiles/main'
-include { batches; byGroup } from '../functions/channels'
+include { batches; byGroup; byModel; withoutModel } from '../functions/channels'
 include { readJson     } from '../functions/params'
 
 workflow SPLIT {
     take:
     ch_input // [samplesheet or nothing, images, numbers of the missing ones, fingerprints]
-    job // [model: [path, fingerprint] or nothing, schema, last, options, code]
+    job // [models: [[path, fingerprint]], none or several, schema, last, options, code]
 
     main:
-    PACK_MODEL(job.model ? channel.value(job.model) : channel.empty(), job.options.pack, job.code.pack_model)
-    packed = job.model ? PACK_MODEL.out.packed : channel.value([])
+    // A model has a number only where there are several.
+    several = job.models.size() > 1
+    ch_models = several
+        ? channel.fromList(job.models.withIndex(1).collect { model, number -> [number] + model })
+        : job.models ? channel.value([0] + job.models[0]) : channel.empty()
+    PACK_MODEL(ch_models, job.options.pack, job.code.pack_model)
+    ch_packed = several ? PACK_MODEL.out.packed.toSortedList { one, other -> one[0] <=> other[0] } : PACK_MODEL.out.packed.map { model -> [model] }
+    packed = job.models ? ch_packed.map { models -> models.collect { _number, folder -> folder } } : channel.value([])
     CHECK_INPUT(ch_input, packed, job.schema, job.options.check, job.code.check_input)
 
     // The file's values, not the file: after a change of one row the tasks of all others are still cached.
@@ -23,8 +29,11 @@ workflow SPLIT {
         .flatMap { samples, _sheet, images, _missing, prints -> batches(readJson(samples), images, prints) }
 
     IMPORT_IMAGE(ch_batches, job.options.import_image, job.code.import_image)
-    ch_predicted = IMPORT_IMAGE.out.info.filter { meta, _infos -> meta.start == 'predict' }
-    PLAN_TILES(ch_predicted, packed, job.options.plan, job.code.plan_tiles)
+    ch_predicted = IMPORT_IMAGE.out.info
+        .filter { meta, _infos -> meta.start == 'predict' }
+        .combine(packed.map { packages -> [packages] })
+        .flatMap { meta, infos, packages -> byModel(meta, packages).collect { own, folder -> [own, infos, folder] } }
+    PLAN_TILES(ch_predicted, job.options.plan, job.code.plan_tiles)
 
     // An image that is read in place has no store of its own: the image is it. It is one file, and given labels follow it.
     ch_images = IMPORT_IMAGE.out.info
@@ -32,7 +41,11 @@ workflow SPLIT {
         .join(ch_batches.map { meta, _entries, images, prints -> [meta, images, prints] })
         .map { meta, infos, stores, images, prints -> [meta, infos, stores ?: images.take(1), stores ? [] : prints.take(1)] }
 
-    ch_grids = PLAN_TILES.out.grid.mix(IMPORT_IMAGE.out.grid)
+    // Several models are averaged on the grid of the first one.
+    ch_grids = PLAN_TILES.out.grid
+        .filter { meta, _grids, _rows -> !meta.member || meta.member == 1 }
+        .map { meta, grids, rows -> [withoutModel(meta), grids, rows] }
+        .mix(IMPORT_IMAGE.out.grid)
     ch_given = IMPORT_IMAGE.out.blocks.join(IMPORT_IMAGE.out.grid).flatMap { meta, blocks, _grids, rows -> byGroup(meta, blocks, rows) }
     ch_samples = CHECK_INPUT.out.samples
     ch_estimate = CHECK_INPUT.out.estimate
@@ -42,12 +55,12 @@ workflow SPLIT {
     ch_records = PACK_MODEL.out.record.mix(CHECK_INPUT.out.record, IMPORT_IMAGE.out.record, PLAN_TILES.out.record)
 
     emit:
-    packed // the package, or nothing
+    packed // the packages in the order of the models
     ch_samples
     ch_estimate
     ch_table // the estimate as text
     ch_images // [meta, infos, stores, fingerprints]
-    ch_plans // [meta, plans, tiles, rows of blocks]
+    ch_plans // [meta, plans, tiles, rows of blocks], of several models for each; meta then bears the model's number
     ch_grids // [meta, grids, rows of blocks]
     ch_given // [meta, group, blocks of the group]
     ch_files

@@ -6,7 +6,7 @@ process BUILD_REPORT {
     path samples
     path estimate
     path staged, stageAs: '_staged/*'
-    path packed, stageAs: '_package'
+    path packed, stageAs: '_package?'
     stdin
     val _code
 
@@ -21,7 +21,7 @@ process BUILD_REPORT {
     script:
     """
     cat > params.json
-    build_report.py --samples ${samples} --estimate ${estimate} --params params.json ${packed ? '--package _package' : ''} _staged
+    build_report.py --samples ${samples} --estimate ${estimate} --params params.json ${[packed].flatten().indexed(1).collect { n, _folder -> "--package _package${n}" }.join(' ')} _staged
     """
 
     stub:

@@ -3,23 +3,23 @@ process PACK_MODEL {
     label 'process_single'
 
     input:
-    tuple path(model, stageAs: '_model/*'), val(_fingerprint)
+    tuple val(member), path(model, stageAs: '_model/*'), val(_fingerprint) // the model's number, 0 for the only one
     val options
     val _code
 
     output:
-    path 'model', emit: packed
-    path 'pack_model/pack_model.pack_model.json', emit: record
+    tuple val(member), path('model'), emit: packed
+    path "pack_model/pack_model.pack_model${member ? ".m${member}" : ''}.json", emit: record
 
     script:
     """
-    env -u nnUNet_extTrainer pack_model.py --model _model/* --out model ${options}
+    env -u nnUNet_extTrainer pack_model.py --model _model/* --out model ${member ? "--member ${member}" : ''} ${options}
     """
 
     stub:
     """
     mkdir -p model pack_model
     echo '{"format": 1, "files": {}}' > model/manifest.json
-    touch pack_model/pack_model.pack_model.json
+    touch pack_model/pack_model.pack_model${member ? ".m${member}" : ''}.json
     """
 }

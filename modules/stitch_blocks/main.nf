@@ -1,6 +1,8 @@
-// Pieces of a group of blocks -> finished labels of those blocks.
+// Pieces of a group of blocks -> finished labels of those blocks, and the probabilities behind them where they are wanted.
+include { titleOf; memberFlag; memberMark } from '../../functions/channels'
+
 process STITCH_BLOCKS {
-    tag "${meta.id} ${group}"
+    tag "${titleOf(meta)} ${group}"
     label 'process_single'
 
     input:
@@ -8,20 +10,21 @@ process STITCH_BLOCKS {
     val _code
 
     output:
-    tuple val(meta), val(group), path('*/*.b*.zarr'), emit: blocks
-    path "${meta.id}/${meta.id}.stitch_blocks.${group}.json", emit: record
+    tuple val(meta), val(group), path('*/*.b*[0-9].zarr'), emit: blocks
+    tuple val(meta), path('*/*.b*.probabilities.zarr'), emit: probabilities, optional: true
+    path "${meta.id}/${meta.id}.stitch_blocks.${memberMark(meta)}${group}.json", emit: record
 
     script:
     """
-    stitch_blocks.py --batch ${meta.id} --group ${group}
+    stitch_blocks.py --batch ${meta.id} ${memberFlag(meta)} --group ${group}
     """
 
     stub:
     """
     for sample in ${meta.samples.join(' ')}; do
-        mkdir -p \$sample/\$sample.b${group}.zarr
+        mkdir -p \$sample/\$sample.b${group}.zarr \$sample/\$sample.${memberMark(meta)}b${group}.probabilities.zarr
     done
     mkdir -p ${meta.id}
-    touch ${meta.id}/${meta.id}.stitch_blocks.${group}.json
+    touch ${meta.id}/${meta.id}.stitch_blocks.${memberMark(meta)}${group}.json
     """
 }

@@ -21,6 +21,7 @@ from inprocess import imported, predicted, textured
 from models import make_model_folder
 from reference import predict_reference
 from test_exact import REGIONS, tree_digest
+from test_nextflow import nextflow, tasks
 from voxelmill.average import average_batch, average_models, average_shard, mean_steps
 from voxelmill.check import check_input
 from voxelmill.compose import compose_store
@@ -245,3 +246,28 @@ def test_an_image_must_fit_every_model(tmp_path: Path) -> None:
     assert figures(other)["work_bytes"] > figures()["work_bytes"]
     with pytest.raises(VoxelmillError, match="4"):
         figures(config_of(tmp_path / "3", spacing=(4.0, 4.0, 4.0)))
+
+
+@pytest.mark.nextflow
+@pytest.mark.parametrize("parser", ["v1", "v2"])
+def test_every_model_has_its_tasks_and_one_task_averages_them(parser: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_text("image")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    command = ["run", ROOT, "-stub-run", "-resume", "--input", "a.tif", "--stop_after", "predict"]
+    first = nextflow(tmp_path, *command, "--model", "one;two", parser=parser)
+    assert first.returncode == 0, first.stdout
+    of_model = [("PLAN_TILES", ""), ("PREDICT_TILES", " 0"), ("STITCH_BLOCKS", " 0")]
+    own = {n: {f"{process} (stub1 model {n}{group})" for process, group in of_model} for n in (1, 2)}
+    behind = {f"{process} (stub1)" for process in ("AVERAGE_MODELS", "COMPOSE_STORE")} | {"BUILD_REPORT"}
+    before = {"CHECK_INPUT", "IMPORT_IMAGE (stub1)"}
+    assert tasks(first.stdout, "Submitted") - {"PACK_MODEL (1)", "PACK_MODEL (2)"} == own[1] | own[2] | behind | before
+
+    if parser == "v1":
+        return
+    (tmp_path / "two" / "new").touch()
+    second = nextflow(tmp_path, *command, "--model", "one;two", parser=parser)
+    again = tasks(second.stdout, "Submitted")
+    assert again >= own[2] | {"AVERAGE_MODELS (stub1)"}
+    assert not again & own[1]
+    assert own[1] | {"IMPORT_IMAGE (stub1)"} <= tasks(second.stdout, "Cached")

@@ -1,0 +1,28 @@
+// Blocks of probabilities of whole samples -> NGFF images with a channel per class; what has no block is background.
+process COMPOSE_PROBABILITIES {
+    tag "${meta.id}"
+    label 'process_single'
+
+    input:
+    tuple val(meta), path(blocks), path(plans)
+    val _code
+
+    output:
+    tuple val(meta), path('*/probabilities.ome.zarr'), emit: store
+    path "${meta.id}/${meta.id}.compose_probabilities.json", emit: record
+
+    script:
+    """
+    compose_probabilities.py --batch ${meta.id}
+    """
+
+    stub:
+    """
+    for sample in ${meta.samples.join(' ')}; do
+        mkdir -p \$sample/probabilities.ome.zarr
+        touch \$sample/probabilities.ome.zarr/zarr.json
+    done
+    mkdir -p ${meta.id}
+    touch ${meta.id}/${meta.id}.compose_probabilities.json
+    """
+}
