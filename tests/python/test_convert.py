@@ -202,7 +202,7 @@ def test_spacing_is_set_and_wrong_units_repaired():
     file = nib.load(output("nifti"))
     assert np.allclose(file.header.get_zooms(), (1, 2, 3))
     assert np.array_equal(np.asarray(file.dataobj), np.asarray(nib.load(path).dataobj))
-    # As System 1's micron2mm: micrometres were written as if they were millimetres.
+    # Micrometres were written as if they were millimetres.
     convert([path], Request("nifti"), sample="b", options=CheckOptions(unit="um"))
     assert np.allclose(nib.load(output("nifti", "b")).affine[:3], turned()[:3] * 1e-3, atol=1e-9)
     convert([path], Request("ome-zarr"), sample="c", unit="pixel")
