@@ -64,10 +64,18 @@ def test_channels_that_the_param_takes(text: str, fits: bool) -> None:
 
 
 def test_the_check_estimates_with_the_options_of_the_plan() -> None:
-    lists = dict(re.findall(r"(check|plan): flags\(values, \[(.*)\]\)", (ROOT / "main.nf").read_text()))
+    text = (ROOT / "main.nf").read_text()
+    lists = dict(re.findall(r"(check|plan): flags\(values, \[([^\]]*)\]", text))
+    lists |= re.findall(r"def (conversion) = \[(.*)\]", text)
     names = {stage: set(re.findall(r"'(\w+)'", text)) for stage, text in lists.items()}
     assert names["plan"] <= names["check"]
-    for stage, script in (("check", "check_input"), ("plan", "plan_tiles")):
+    scripts = (
+        ("check", "check_input"),
+        ("plan", "plan_tiles"),
+        ("conversion", "check_input"),
+        ("conversion", "convert_images"),
+    )
+    for stage, script in scripts:
         text = (ROOT / "bin" / f"{script}.py").read_text()
         assert {f"--{name.replace('_', '-')}" for name in names[stage]} <= set(
             re.findall(r'option\("(--[\w-]+)"', text)
