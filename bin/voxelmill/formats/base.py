@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 from abc import ABC, abstractmethod
@@ -220,6 +221,15 @@ def read_rows(
     EOFError
         Where the file ends first.
     """
+    if isinstance(handle, io.BufferedIOBase) and out.shape[1:] == row.shape[:1] and row.shape[1] == 1:
+        # Whole rows of one channel lie in the file as they will lie in memory.
+        handle.seek(start + rows[0] * row.nbytes)
+        stored = out.view(row.dtype)
+        if handle.readinto(stored.reshape(-1).view(np.uint8).data) < out.nbytes:
+            raise EOFError("the file ends before its last voxel")
+        if not row.dtype.isnative:
+            out[...] = stored.byteswap().view(out.dtype)
+        return
     band = max(1, BAND // row.nbytes)
     for y in range(rows[0], rows[1], band):
         count = min(band, rows[1] - y)
