@@ -19,26 +19,34 @@ workflow {
         error("${faults.join('\n')}\nTry --help.")
     }
 
-    def model = params.model ? existing('model', params.model.toString()) : null
-    def values = params + [memory_budget: memoryBytes(params.memory_budget), spacing_unit: params.model_spacing_unit]
+    def models = (params.model ?: '').toString().tokenize(';').collect { name -> existing('model', name.trim()) }
+    def values = params + [memory_budget: memoryBytes(params.memory_budget), spacing_unit: params.model_spacing_unit, save_probabilities: params.save_probabilities ? 'uint8' : null, postprocessing: params.postprocessing == 'model' ? 'model' : null]
     def conversion = ['format', 'target_spacing', 'order', 'label_resampling', 'orientation', 'repair_header', 'align_labels']
     def job = [
-        model: model ? [model, fingerprint(model)] : null,
+        models: models.collect { model -> [model, fingerprint(model)] },
+        probabilities: params.save_probabilities,
+        postprocessing: params.postprocessing != 'none',
+        steps: params.postprocessing in ['none', 'model'] ? [] : existing('postprocessing', params.postprocessing.toString()),
+        patches: params.save_patches,
+        outdir: params.outdir.toString(),
+        mode: params.publish_dir_mode,
         schema: file("${projectDir}/assets/schema_input.json"),
         last: params.dry_run ? 'check' : params.stop_after ?: 'analyze',
         instances: params.stop_after == 'predict' ? 'none' : params.instances,
         export: params.export,
         options: [
             pack: flags(values, ['folds', 'checkpoint', 'spacing_unit', 'trust_model']),
-            check: flags(values, ['axes', 'series', 'timepoint', 'level', 'dataset', 'channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'allow_spacing_mismatch', 'min_object_volume'] + (params.workflow == 'convert' ? conversion : [])),
+            check: flags(values, ['axes', 'series', 'timepoint', 'level', 'dataset', 'channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'save_probabilities', 'postprocessing', 'allow_spacing_mismatch', 'min_object_volume'] + (params.workflow == 'convert' ? conversion : [])),
             import_image: flags(values, ['shard_size']),
-            plan: flags(values, ['step_size', 'mirroring', 'engine', 'device', 'threads', 'tile_size', 'task_minutes', 'memory_budget', 'shard_size']),
+            average: flags(values, ['save_probabilities']),
+            plan: flags(values, ['save_probabilities', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'tile_size', 'task_minutes', 'memory_budget', 'shard_size']),
             label: flags(values, ['components_of', 'connectivity']),
             link: flags(values, ['components_of', 'connectivity', 'min_object_voxels', 'min_object_volume', 'border_objects', 'memory_budget']),
             measure: flags(values, ['length', 'memory_budget']),
             tabulate: flags(values, ['length']),
             compare: flags(values, ['length', 'on_bad_sample']),
             export: flags(values, ['export', 'label_values', 'memory_budget']),
+            patches: flags(values, ['memory_budget']),
             convert: flags(values, conversion + ['memory_budget']),
             list: flags(values, ['on_bad_sample']),
         ],

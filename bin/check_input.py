@@ -19,6 +19,7 @@ from voxelmill.forecast import table
 from voxelmill.formats import Selection
 from voxelmill.model.config import agree_members
 from voxelmill.model.package import load_config
+from voxelmill.model.steps import chosen_steps, notice
 from voxelmill.planning import Options
 from voxelmill.schedule import tile_shape
 from voxelmill.task import task
@@ -48,6 +49,7 @@ def request(values: Mapping[str, Any]) -> Request | None:
 @click.option("--images", type=int, help="How many files the pipeline found in the samplesheet.")
 @click.option("--staged", type=PATH, required=True, help="Folder with one numbered folder per file.")
 @click.option("--package", "packages", type=PATH, multiple=True, help="A packed model; several are averaged.")
+@click.option("--postprocessing", default="none", help="none, model, or a postprocessing.json of nnU-Net.")
 @click.option("--schema", type=PATH, required=True, help="JSON schema of the samplesheet.")
 @click.option("--axes")
 @click.option("--series", type=int)
@@ -122,6 +124,11 @@ def main(
         )
         configs = [load_config(package) for package in packages]
         agree_members(configs)
+        for package in packages[:1]:
+            # What is wrong with the steps is told here and not after the prediction.
+            chosen_steps(values["postprocessing"], package)
+            if text := notice(values["postprocessing"], package):
+                record.warn(text)
         config = configs[0] if configs else None
         result = check_input(sheet, staged, schema, config, options, others=configs[1:], images=images)
         for entry in result.samples:

@@ -33,6 +33,15 @@ def roomFaults(text, mode, needed) {
     return ["--outdir: the results need about ${gigabytes(needed)}, the disk of ${folder} has ${gigabytes(free)} free; free space, or name a folder on a larger disk"]
 }
 
+// The file, where there is room for the results; results come last, so that this is told before any work.
+def ifRoom(samples, text, mode, needed) {
+    def faults = roomFaults(text, mode, needed)
+    if (faults) {
+        error(faults.join('\n'))
+    }
+    return samples
+}
+
 def bytesIn(folder) {
     return folder.isDirectory() ? java.nio.file.Files.walk(folder).filter { path -> path.isFile() }.mapToLong { path -> path.size() }.sum() : 0
 }

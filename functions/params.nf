@@ -35,7 +35,9 @@ def mutualFaults(values, schema) {
     def idle = (converting ? ['flip', 'intensity', 'stop_after', 'postprocessing', 'save_probabilities', 'save_patches'] : schema['$defs'].convert.properties.keySet())
         .findAll { name -> values[name] != null && values[name].toString() != properties(schema)[name]['default'].toString() }
         .collect { name -> "--${name} has no effect with --workflow ${values.workflow}" }
+    def ambiguous = values.postprocessing == 'model' && values.model.toString().contains(';')
     return idle + (modelless ? ["--model is missing: ${properties(schema).model.description}"] : []) +
+        (ambiguous ? ['--postprocessing model is that of one model; for several name the postprocessing.json that nnU-Net found for them'] : []) +
         (dangling ? ["--cleanup would delete what the results of --publish_dir_mode ${values.publish_dir_mode} point to"] : [])
 }
 

@@ -6,7 +6,7 @@ workflow POSTPROCESS {
     take:
     ch_blocks // [meta, group, blocks of the group]
     ch_grids // [meta, grids, rows]
-    packed
+    packed // the packages; the labels are those of the first
     job // [steps: postprocessing.json or nothing, code]
 
     main:
@@ -14,7 +14,7 @@ workflow POSTPROCESS {
     ch_whole = groupByBatch(ch_blocks.map { meta, _group, blocks -> [meta, blocks] }, ch_counts)
         .join(ch_grids)
         .map { meta, blocks, grids, _rows -> [meta, blocks, grids] }
-    POSTPROCESS_LABELS(ch_whole, packed, job.steps, job.code.postprocess_labels)
+    POSTPROCESS_LABELS(ch_whole, packed.map { packages -> packages.take(1) }, job.steps, job.code.postprocess_labels)
 
     ch_processed = POSTPROCESS_LABELS.out.blocks
         .join(ch_grids)

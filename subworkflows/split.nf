@@ -5,11 +5,12 @@ include { IMPORT_IMAGE } from '../modules/import_image/main'
 include { PLAN_TILES   } from '../modules/plan_tiles/main'
 include { batches; byGroup; byModel; withoutModel } from '../functions/channels'
 include { readJson     } from '../functions/params'
+include { ifRoom       } from '../functions/outdir'
 
 workflow SPLIT {
     take:
     ch_input // [samplesheet or nothing, images, numbers of the missing ones, fingerprints]
-    job // [models: [[path, fingerprint]], none or several, schema, last, options, code]
+    job // [models: [[path, fingerprint]], none or several, steps, schema, last, outdir, mode, options, code]
 
     main:
     // A model has a number only where there are several.
@@ -20,10 +21,13 @@ workflow SPLIT {
     PACK_MODEL(ch_models, job.options.pack, job.code.pack_model)
     ch_packed = several ? PACK_MODEL.out.packed.toSortedList { one, other -> one[0] <=> other[0] } : PACK_MODEL.out.packed.map { model -> [model] }
     packed = job.models ? ch_packed.map { models -> models.collect { _number, folder -> folder } } : channel.value([])
-    CHECK_INPUT(ch_input, packed, job.schema, job.options.check, job.code.check_input)
+    CHECK_INPUT(ch_input, packed, job.steps, job.schema, job.options.check, job.code.check_input)
 
+    ch_roomy = CHECK_INPUT.out.samples
+        .combine(CHECK_INPUT.out.estimate)
+        .map { samples, estimate -> ifRoom(samples, job.outdir, job.mode, readJson(estimate).output_bytes) }
     // The file's values, not the file: after a change of one row the tasks of all others are still cached.
-    ch_checked = job.last == 'check' ? channel.empty() : CHECK_INPUT.out.samples
+    ch_checked = job.last == 'check' ? channel.empty() : ch_roomy
     ch_batches = ch_checked
         .combine(ch_input)
         .flatMap { samples, _sheet, images, _missing, prints -> batches(readJson(samples), images, prints) }

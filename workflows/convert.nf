@@ -5,6 +5,7 @@ include { LIST_CONVERTED } from '../modules/list_converted/main'
 include { NAME_SKIPPED   } from '../modules/name_skipped/main'
 include { batches        } from '../functions/channels'
 include { readJson       } from '../functions/params'
+include { ifRoom         } from '../functions/outdir'
 
 workflow CONVERT {
     take:
@@ -12,11 +13,15 @@ workflow CONVERT {
     job // [schema, last: check or convert, options, code]
 
     main:
-    CHECK_INPUT(ch_input, channel.value([]), job.schema, job.options.check, job.code.check_input)
+    CHECK_INPUT(ch_input, channel.value([]), [], job.schema, job.options.check, job.code.check_input)
+
+    ch_roomy = CHECK_INPUT.out.samples
+        .combine(CHECK_INPUT.out.estimate)
+        .map { samples, estimate -> ifRoom(samples, job.outdir, job.mode, readJson(estimate).output_bytes) }
 
     if (job.last != 'check') {
         // The file's values, not the file: after a change of one row the tasks of all others are still cached.
-        ch_batches = CHECK_INPUT.out.samples
+        ch_batches = ch_roomy
             .combine(ch_input)
             .flatMap { samples, _sheet, images, _missing, prints -> batches(readJson(samples), images, prints) }
         CONVERT_IMAGES(ch_batches, job.options.convert, job.code.convert_images)

@@ -1,16 +1,19 @@
 // The main job: check, split, predict, assemble, analyze, report.
 include { SPLIT        } from '../subworkflows/split'
 include { PREDICT      } from '../subworkflows/predict'
+include { POSTPROCESS  } from '../subworkflows/postprocess'
 include { ASSEMBLE     } from '../subworkflows/assemble'
 include { ANALYZE      } from '../subworkflows/analyze'
+include { SAVE_PATCHES } from '../modules/save_patches/main'
 include { BUILD_REPORT } from '../modules/build_report/main'
 include { NAME_SKIPPED } from '../modules/name_skipped/main'
+include { withoutModel } from '../functions/channels'
 include { readJson     } from '../functions/params'
 
 workflow SEGMENT {
     take:
     ch_input // [samplesheet or nothing, images, numbers of the missing ones, fingerprints]
-    job // [model, schema, last: check, split, predict, assemble or analyze, instances, export, options, code, record]
+    job // [models, probabilities, postprocessing, steps, patches, schema, last: check, split, predict, assemble or analyze, outdir, mode, instances, export, options, code, record]
 
     main:
     SPLIT(ch_input, job)
@@ -19,9 +22,24 @@ workflow SEGMENT {
     ch_files = SPLIT.out.ch_files
     ch_records = SPLIT.out.ch_records
 
+    if (job.patches && job.last != 'check') {
+        ch_tiled = SPLIT.out.ch_plans
+            .filter { meta, _plans, _tiles, _rows -> !meta.member || meta.member == 1 }
+            .map { meta, plans, _tiles, _rows -> [withoutModel(meta), plans] }
+            .join(ch_images)
+        SAVE_PATCHES(ch_tiled, job.options.patches, job.code.save_patches)
+        ch_records = ch_records.mix(SAVE_PATCHES.out.record)
+    }
+
     if (!(job.last in ['check', 'split'])) {
-        PREDICT(SPLIT.out.ch_plans, ch_images, SPLIT.out.packed, job.code)
-        ASSEMBLE(PREDICT.out.ch_stitched.mix(SPLIT.out.ch_given), ch_grids, ch_images, job)
+        PREDICT(SPLIT.out.ch_plans, ch_images, SPLIT.out.packed, job)
+        ch_predicted = PREDICT.out.ch_stitched
+        if (job.postprocessing) {
+            POSTPROCESS(ch_predicted, ch_grids, SPLIT.out.packed, job)
+            ch_predicted = POSTPROCESS.out.ch_processed
+            ch_records = ch_records.mix(POSTPROCESS.out.ch_records)
+        }
+        ASSEMBLE(ch_predicted.mix(SPLIT.out.ch_given), ch_grids, ch_images, job)
         ch_files = ch_files.mix(ASSEMBLE.out.ch_files)
         ch_records = ch_records.mix(PREDICT.out.ch_records, ASSEMBLE.out.ch_records)
     }

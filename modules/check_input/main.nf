@@ -5,6 +5,7 @@ process CHECK_INPUT {
     input:
     tuple path(sheet, stageAs: 'samplesheet.csv'), path(images, stageAs: '_images/?/*'), val(missing), val(_fingerprints)
     path packed, stageAs: '_package?'
+    path steps, stageAs: '_steps/*' // a postprocessing.json, or nothing
     path schema
     val options
     val _code
@@ -19,7 +20,7 @@ process CHECK_INPUT {
     def named = sheet ? "--input samplesheet.csv --images ${images instanceof List ? images.size() : 1}" : ''
     """
     ${missing.collect { number -> "rm -r _images/${number}" }.join('\n    ')}
-    check_input.py ${named} --staged _images ${[packed].flatten().indexed(1).collect { n, _folder -> "--package _package${n}" }.join(' ')} --schema ${schema} --workers ${task.cpus} ${options}
+    check_input.py ${named} --staged _images ${[packed].flatten().indexed(1).collect { n, _folder -> "--package _package${n}" }.join(' ')} --schema ${schema} --workers ${task.cpus} ${steps ? '--postprocessing _steps/*' : ''} ${options}
     """
 
     stub:
