@@ -19,6 +19,9 @@ LISTED = 8
 ALPHA = (1, 2)
 """Kinds of ExtraSamples that are opacity and no signal."""
 
+PAGE_AXES = {"Z": "z", "Y": "y", "X": "x", "S": "cz"}
+"""What the axes of a page can be: samples are channels, or planes of a stack that was saved as colours."""
+
 
 @dataclass(frozen=True)
 class Axes:
@@ -122,10 +125,9 @@ def series_axes(series: tifffile.TiffPageSeries, path: Path, selection: Selectio
     page = names[len(names) - len(key.shape) :]
     opaque = 0
     if pages_are_planes(series):
-        if page.replace("c", "").replace("z", "") != "yx":
+        if not all(letter in PAGE_AXES.get(axis, "") for axis, letter in zip(key.axes, page, strict=True)):
             raise bad_axes(path, names, shape)
-        samples = page[key.axes.index("S")] if "S" in key.axes else ""
-        if samples == "c" and len(key.extrasamples) < key.samplesperpixel:
+        if sample_axis(names, key) == "c" and len(key.extrasamples) < key.samplesperpixel:
             opaque = sum(int(kind) in ALPHA for kind in key.extrasamples)
     channels = dict(zip(names, shape, strict=True)).get("c", 1)
     return Axes(names, rgb and channels - opaque == 3, time, opaque)
@@ -139,6 +141,12 @@ def _named_axes(series: tifffile.TiffPageSeries) -> str:
         return str(series.axes)
     page = str(key.axes) if pages_are_planes(series) else "YX"
     return page.rjust(len(series.shape), "Q")
+
+
+def sample_axis(names: str, key: Any) -> str:
+    """The axis that the samples of each pixel are, empty where a pixel has one."""
+    page = names[len(names) - len(key.shape) :]
+    return page[key.axes.index("S")] if "S" in key.axes else ""
 
 
 def pages_are_planes(series: tifffile.TiffPageSeries) -> bool:

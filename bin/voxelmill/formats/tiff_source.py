@@ -19,7 +19,7 @@ from voxelmill.formats.base import ImageSource
 from voxelmill.formats.codestreams import too_many_pixels
 from voxelmill.formats.handles import Handles, Workers
 from voxelmill.formats.tiff_checks import JPEG, contiguous
-from voxelmill.formats.tiff_series import pages_are_planes
+from voxelmill.formats.tiff_series import pages_are_planes, sample_axis
 from voxelmill.image import Box, slices
 
 CACHED = 64 << 20
@@ -71,17 +71,23 @@ class TiffSource(ImageSource):
 
     def _fill(self, channel: int, box: Box, out: np.ndarray) -> np.ndarray:
         (z0, z1), rows, columns = box
-        sample = channel if self._samples else 0
         if self._in_one_piece(box):
             self._fill_piece(self._page_number(channel, z0), out)
             return out
-        depths: list[tuple[int, Range, np.ndarray]] = [
-            (self._page_number(channel, z), (0, 1), out[z - z0 : z - z0 + 1]) for z in range(z0, z1)
+        samples = sample_axis(self.axes, self.series.keyframe)
+        depths: list[tuple[int, int, Range, np.ndarray]] = [
+            (
+                self._page_number(channel, z),
+                {"c": channel, "z": z}.get(samples, 0),
+                (0, 1),
+                out[z - z0 : z - z0 + 1],
+            )
+            for z in range(z0, z1)
         ]
-        if "z" not in self.leading and "z" in self.axes:
-            depths = [(self._page_number(channel, 0), (z0, z1), out)]
+        if "z" in self.axes and "z" not in (*self.leading, samples):
+            depths = [(self._page_number(channel, 0), channel if samples else 0, (z0, z1), out)]
         jobs = itertools.chain.from_iterable(
-            self._jobs(number, sample, (within, rows, columns), part) for number, within, part in depths
+            self._jobs(number, sample, (within, rows, columns), part) for number, sample, within, part in depths
         )
         key = self.series.keyframe
         held = prod(key.chunks) * self.dtype.itemsize
@@ -119,11 +125,6 @@ class TiffSource(ImageSource):
         data = self.series.asarray().astype(self.dtype, copy=False)
         data = data.transpose([self.axes.index(axis) for axis in "tczyx" if axis in self.axes])
         return data.reshape(-1, self.channels, *self.shape[1:])[self.timepoint]
-
-    @property
-    def _samples(self) -> bool:
-        """The channels are the samples of each pixel, not pages."""
-        return "c" in self.axes and "c" not in self.leading
 
     @property
     def uncompressed(self) -> bool:
