@@ -586,6 +586,22 @@ def test_all_models_of_an_ensemble_are_named(folder: Folder) -> None:
     assert digests == {"fold_0.safetensors": "5" * 64, "model 2/fold_0.safetensors": "5" * 64}
 
 
+def test_methods_tell_what_post_processing_removed(folder: Folder) -> None:
+    folder.sample("s1")
+    folder.sample("s2")
+    folder.params["params"]["postprocessing"] = "model"
+    told = {"removed_components": 3, "removed_voxels": 1200, "steps": "largest component of labels 1, 2"}
+    counts = {"s1": told, "s2": {**told, "removed_components": 1, "removed_voxels": 34}}
+    folder.record("postprocess_labels", "s1", counts=counts)
+    run = collect_run(*folder.write(), [folder.path / "staged", folder.path / "records"])
+    expected = "kept the largest component of labels 1, 2: 4 components of 1,234 voxels became another label."
+    assert expected in methods(run)[0]
+    assert "post-processing" not in methods(replace(run, records=()))[0]
+    found = arrival.steps(folder.samples[0], {"postprocessing": "model"})
+    assert found.index("postprocess_labels") == found.index("stitch_blocks") + 1
+    assert "postprocess_labels" not in arrival.steps(folder.samples[0], {"postprocessing": "none"})
+
+
 def test_a_lost_model_of_an_ensemble_is_not_laid_on_the_next_process(folder: Folder) -> None:
     folder.sample("s1", labels=False)
     params = {"model": "one;two", "instances": "components"}

@@ -20,6 +20,14 @@ AVERAGE = "average_models"
 """Where the user names several models, between stitching and all that follows."""
 
 
+POSTPROCESSING = "postprocess_labels"
+"""Where the user wants nnU-Net's post-processing; a batch without any block has none."""
+
+
+def processed(params: Mapping[str, Any]) -> bool:
+    return params.get("postprocessing", "none") != "none"
+
+
 def steps(entry: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[str, ...]:
     """Processes of a sample in the order of the data.
 
@@ -36,7 +44,8 @@ def steps(entry: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[str, ...
     if stop == "split":
         return split
     several = ";" in str(params.get("model") or "")
-    predict = (PREDICTION, "stitch_blocks", *([AVERAGE] if several else [])) if start == "predict" else ()
+    behind = [name for name, wanted in ((AVERAGE, several), (POSTPROCESSING, processed(params))) if wanted]
+    predict = (PREDICTION, "stitch_blocks", *behind) if start == "predict" else ()
     objects = start == "analyze" or (stop != "predict" and params.get("instances", "none") != "none")
     assemble = ("label_blocks", "link_objects", "relabel_blocks") if objects else ()
     analyze = ("measure_objects", "tabulate_objects") if objects and stop is None else ()

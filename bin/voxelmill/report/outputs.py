@@ -18,6 +18,8 @@ KINDS = {
     "check/estimate.json": "estimate",
     "*/labels.ome.zarr": "labels",
     "*/probabilities.ome.zarr": "probabilities",
+    "*/patches/*.tif": "patch",
+    "*/patches/*.json": "patch",
     "*/*.labels.json": "class_volumes",
     "*/*.label_raw.*": "label_raw",
     "*/*.label_binary.*": "label_binary",

@@ -9,9 +9,9 @@ from typing import Any
 from voxelmill.report.arrival import PREDICTION
 
 ORDER = (
-    "pack_model", "check_input", "import_image", "plan_tiles", "predict_tiles", "stitch_blocks", "average_models",
-    "compose_probabilities", "label_blocks", "link_objects", "relabel_blocks", "compose_store", "measure_objects",
-    "tabulate_objects", "export_labels", "compare_samples",
+    "pack_model", "check_input", "import_image", "plan_tiles", "save_patches", "predict_tiles", "stitch_blocks",
+    "average_models", "compose_probabilities", "postprocess_labels", "label_blocks", "link_objects", "relabel_blocks",
+    "compose_store", "measure_objects", "tabulate_objects", "export_labels", "compare_samples",
 )  # fmt: skip
 """Processes in the order of the data; others follow by name."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from voxelmill import __version__
+from voxelmill.report.arrival import POSTPROCESSING
 from voxelmill.report.collect import Run, Sample
 from voxelmill.report.objects import DROPPED, Cohort, ObjectTable, Quantity, Seam
 from voxelmill.report.text import dimensions, listed, plural, quantity, share, significant, size
@@ -187,12 +188,29 @@ def _segmentation(run: Run) -> str:
             if config.spacing_unit == "none"
             else f"Images were resampled to the model's voxel size of {target}, and the outputs back.",
         ]
+        sentences += _postprocessing(run)
     if given:
         what = "Labels" if all(s.entry.get("start") == "assemble" for s in given) else "Labels or instances"
         of = "all samples" if len(given) == len(run.finished) else plural(len(given), "sample")
         sentences.append(f"{what} of {of} were given, not predicted.")
     sentences += _spacing(run.finished)
     return " ".join(sentences)
+
+
+def _postprocessing(run: Run) -> Iterable[str]:
+    """What nnU-Net's post-processing removed, of all samples together."""
+    done = [
+        counts
+        for record in run.records
+        if record["process"] == POSTPROCESSING
+        for counts in record["counts"].values()
+        if counts["steps"]
+    ]
+    if done:
+        components = plural(sum(counts["removed_components"] for counts in done), "component")
+        voxels = plural(sum(counts["removed_voxels"] for counts in done), "voxel")
+        what = listed(sorted({counts["steps"] for counts in done}))
+        yield f"nnU-Net's post-processing kept the {what}: {components} of {voxels} became another label."
 
 
 def _spacing(samples: Sequence[Sample]) -> Iterable[str]:
