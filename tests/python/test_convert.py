@@ -19,7 +19,7 @@ import pytest
 import tifffile
 import zarr
 
-from arrays import all_of, source_of
+from images import all_of, source_of
 from voxelmill.check import check_row
 from voxelmill.convert.align import align
 from voxelmill.convert.check import fit_conversion

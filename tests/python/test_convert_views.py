@@ -8,12 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import scipy.ndimage
+import SimpleITK
 import skimage.transform
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from arrays import all_of, source_of
+from images import all_of, source_of
 from voxelmill.convert import resampling
 from voxelmill.convert.geometry import Geometry, disagree, repaired, rescaled, respaced
 from voxelmill.convert.resampling import resample, resample_labels
@@ -267,19 +268,18 @@ def test_every_orientation_is_nibabels(codes):
 
 
 def test_orientation_is_simpleitks():
-    sitk = pytest.importorskip("SimpleITK")
     matrix = affine(4)
     array = image("int16")
     flip = np.diag([-1.0, -1.0, 1.0])
-    volume = sitk.GetImageFromArray(array)
+    volume = SimpleITK.GetImageFromArray(array)
     sizes = np.linalg.norm(matrix[:3, :3], axis=0)
     volume.SetSpacing(sizes.tolist())
     volume.SetDirection((flip @ matrix[:3, :3] / sizes).ravel().tolist())
     volume.SetOrigin((flip @ matrix[:3, 3]).tolist())
     for codes in ("LPS", "RAS", "PIR"):
-        turned = sitk.DICOMOrient(volume, codes)
+        turned = SimpleITK.DICOMOrient(volume, codes)
         found = reorient(source_of(array, affine=matrix), codes)
-        assert np.array_equal(sitk.GetArrayFromImage(turned), all_of(found)[0])
+        assert np.array_equal(SimpleITK.GetArrayFromImage(turned), all_of(found)[0])
         assert np.allclose(flip @ found.affine[:3, 3], turned.GetOrigin())
 
 

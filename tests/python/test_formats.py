@@ -17,9 +17,9 @@ import SimpleITK
 import tifffile
 import zarr
 
-from images import assert_boxes_equal, noise, whole
+from images import all_of, assert_boxes_equal, noise
 from voxelmill.errors import BadDataError, RefusedError, UsageError
-from voxelmill.formats import Selection, missing_chunks, open_image, streams
+from voxelmill.formats import Selection, open_image, streams
 from voxelmill.formats.spacing import checked, micrometres_per
 from voxelmill.formats.streams import InflateReader
 
@@ -33,7 +33,7 @@ def test_every_type_in_both_byte_orders(tmp_path: Path, dtype: str, order: str) 
     volume = noise((3, 9, 11), dtype)
     tifffile.imwrite(tmp_path / "a.tif", volume, byteorder=order, photometric="minisblack")
     with open_image(tmp_path / "a.tif") as source:
-        np.testing.assert_array_equal(whole(source)[0], volume)
+        np.testing.assert_array_equal(all_of(source)[0], volume)
         assert source.dtype == volume.dtype
     stored = np.dtype(dtype).newbyteorder(order)
     for memory, pipeline in itertools.product("CF", PIPELINES):
@@ -44,8 +44,8 @@ def test_every_type_in_both_byte_orders(tmp_path: Path, dtype: str, order: str) 
             )
             array[:] = volume
         with zarr.config.set({"codec_pipeline.path": pipeline}), open_image(path) as source:
-            np.testing.assert_array_equal(whole(source)[0], volume)
-            assert source.dtype == volume.dtype and not missing_chunks(source)
+            np.testing.assert_array_equal(all_of(source)[0], volume)
+            assert source.dtype == volume.dtype and not source.missing_chunks()
             assert (source.in_place is not None) == (stored.isnative and memory == "C")
     if dtype not in ("b1", "f2"):
         header = nib.Nifti1Header(endianness=order)
@@ -53,7 +53,7 @@ def test_every_type_in_both_byte_orders(tmp_path: Path, dtype: str, order: str) 
         image = nib.Nifti1Image(volume.T, np.eye(4), header)
         nib.save(image, tmp_path / "a.nii")
         with open_image(tmp_path / "a.nii") as source:
-            np.testing.assert_array_equal(whole(source)[0], volume)
+            np.testing.assert_array_equal(all_of(source)[0], volume)
             assert source.dtype == volume.dtype
 
 
@@ -64,22 +64,22 @@ def test_axes_given_by_the_user(tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match=r"error:.*axes are"):
         open_image(path)
     with open_image(path, Selection(axes="czyx")) as source:
-        np.testing.assert_array_equal(whole(source), volume)
+        np.testing.assert_array_equal(all_of(source), volume)
     with open_image(path, Selection(axes="ZCYX")) as source:
-        np.testing.assert_array_equal(whole(source), np.moveaxis(volume, 1, 0))
+        np.testing.assert_array_equal(all_of(source), np.moveaxis(volume, 1, 0))
     for wrong in ("zyx", "czyy", "qzyx", "cyxz"):
         with pytest.raises(BadDataError, match=r"error:.*axes are"):
             open_image(path, Selection(axes=wrong))
     with pytest.raises(BadDataError, match="TZYX, 2 time points"):
         open_image(path, Selection(axes="tzyx"))
     with open_image(path, Selection(axes="tzyx", timepoint=1)) as source:
-        np.testing.assert_array_equal(whole(source), volume[1:])
+        np.testing.assert_array_equal(all_of(source), volume[1:])
     nib.save(nib.Nifti1Image(volume.T, np.eye(4)), tmp_path / "a.nii.gz")
     with open_image(tmp_path / "a.nii.gz", Selection(axes="czyx")) as source:
-        np.testing.assert_array_equal(whole(source), volume)
+        np.testing.assert_array_equal(all_of(source), volume)
     zarr.create_array(tmp_path / "a.zarr", data=volume)
     with open_image(tmp_path / "a.zarr", Selection(axes="zcyx")) as source:
-        np.testing.assert_array_equal(whole(source), np.moveaxis(volume, 1, 0))
+        np.testing.assert_array_equal(all_of(source), np.moveaxis(volume, 1, 0))
 
 
 def test_boxes_outside_are_refused(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_nifti_equals_nibabel(tmp_path: Path, name: str, kind: type, scaling: tu
     nib.save(image, tmp_path / name)
     with open_image(tmp_path / name) as source:
         reference = nib.load(tmp_path / name)
-        data = whole(source)
+        data = all_of(source)
         np.testing.assert_array_equal(data[0], np.asanyarray(reference.dataobj).T)
         assert source.dtype == np.asanyarray(reference.dataobj).dtype
         np.testing.assert_array_equal(source.affine, reference.affine)
@@ -150,7 +150,7 @@ def test_time_points_of_nifti(tmp_path: Path, name: str, shape: tuple[int, ...],
         with open_image(tmp_path / name, Selection(timepoint=time)) as source:
             expected = np.moveaxis(reference[:, :, :, time], 3, 0).transpose(0, 3, 2, 1)
             assert (source.axes, source.timepoint) == (axes, time)
-            np.testing.assert_array_equal(whole(source), expected)
+            np.testing.assert_array_equal(all_of(source), expected)
             assert_boxes_equal(source, expected)
     with pytest.raises(BadDataError, match="no time point"):
         open_image(tmp_path / name, Selection(timepoint=times))
@@ -202,7 +202,7 @@ def test_gzip_of_several_members(tmp_path: Path) -> None:
     parts = [gzip.compress(data[i : i + 1000]) for i in range(0, len(data), 1000)]
     (tmp_path / "a.nii.gz").write_bytes(b"".join(parts[:3]) + b"\0" * 7 + b"".join(parts[3:]) + b"\0" * 9)
     with open_image(tmp_path / "a.nii.gz") as source:
-        np.testing.assert_array_equal(whole(source)[0], volume)
+        np.testing.assert_array_equal(all_of(source)[0], volume)
         assert_boxes_equal(source, volume[None])
 
 
@@ -222,9 +222,9 @@ def test_plain_zarr(tmp_path: Path, version: int, shards: tuple | None, compress
         assert (source.format, source.spacing) == (f"Zarr {version}", None)
         assert (source.in_place.path, source.in_place.axes, source.in_place.timepoint) == ("", "zyx", 0)
         assert source.chunk == (shards or (4, 8, 8))
-        np.testing.assert_array_equal(whole(source)[0], volume)
+        np.testing.assert_array_equal(all_of(source)[0], volume)
         assert_boxes_equal(source, volume[None])
-        assert not missing_chunks(source)
+        assert not source.missing_chunks()
 
 
 def write_ngff(path: Path, data: np.ndarray, axes: str, version: str, scale: list[float], unit: str | None) -> None:
@@ -257,7 +257,7 @@ def test_ngff(tmp_path: Path, version: str, axes: str, shape: tuple[int, ...]) -
         np.testing.assert_allclose(source.spacing, [0.002] * 3)
         np.testing.assert_allclose(source.origin, [0.01 if "z" in axes else 0.0, 0.01, 0.01])
         assert (source.in_place.path, source.in_place.axes) == ("s0", axes)
-        data = whole(source)
+        data = all_of(source)
         np.testing.assert_array_equal(data, volume.reshape(data.shape))
         assert_boxes_equal(source, data)
 
@@ -289,7 +289,7 @@ def test_missing_chunks_are_counted(tmp_path: Path, version: int, shards: tuple 
     for key in keys:
         (path / key).unlink()
     with open_image(path) as source:
-        missing = missing_chunks(source)
+        missing = source.missing_chunks()
         assert (len(missing), list(missing), missing[0], missing[-1:]) == (2, list(keys), keys[0], [keys[1]])
 
 
@@ -297,7 +297,7 @@ def test_zarr_that_declares_an_exabyte_costs_nothing(tmp_path: Path) -> None:
     array = zarr.create_array(tmp_path / "a.zarr", shape=(2**20, 2**20, 2**20), dtype="u2", chunks=(64, 64, 64))
     array[:64, :64, :64] = 1
     with open_image(tmp_path / "a.zarr") as source:
-        missing = missing_chunks(source)
+        missing = source.missing_chunks()
         assert (len(missing), missing[0]) == (2**42 - 1, "c/0/0/1")
 
 
@@ -442,7 +442,7 @@ def test_real_files(shared_data: Path, name: str) -> None:
     with open_image(path) as source:
         assert (source.shape, source.spacing_origin) == (shape, origin)
         assert source.spacing == (spacing and pytest.approx(spacing, rel=1e-3))
-        data = whole(source)
+        data = all_of(source)
         if path.suffix in (".tif", ".tiff"):
             expected = tifffile.imread(path)
         elif path.suffix == ".gz":
@@ -463,4 +463,4 @@ def test_real_nifti_with_time_points(shared_data: Path) -> None:
     reference = np.asanyarray(nib.load(path).dataobj)
     for time in range(reference.shape[3]):
         with open_image(path, Selection(timepoint=time)) as source:
-            np.testing.assert_array_equal(whole(source)[0], reference[..., time].T)
+            np.testing.assert_array_equal(all_of(source)[0], reference[..., time].T)

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from images import assert_boxes_equal, noise, whole
+from images import all_of, assert_boxes_equal, noise
 from voxelmill.errors import BadDataError, InputMissingError, RefusedError, UsageError
 from voxelmill.formats import Selection, handles, identify, open_image, slices
 from voxelmill.formats.slices import natural_order
@@ -43,7 +43,7 @@ def test_slices_equal_tifffile(tmp_path: Path, layout: str) -> None:
     assert identify(folder) == "a folder of slices"
     with open_image(folder) as source:
         assert (source.axes, source.shape, source.dtype) == ("zyx", (1, *volume.shape), volume.dtype)
-        data = whole(source)
+        data = all_of(source)
         np.testing.assert_array_equal(data[0], [tifffile.imread(folder / f"img_z{z}.tif") for z in range(12)])
         assert_boxes_equal(source, data)
 
@@ -59,7 +59,7 @@ def test_slices_in_colour(tmp_path: Path, separate: bool, compression: str | Non
     )  # fmt: skip
     with open_image(folder) as source:
         assert (source.rgb, source.shape) == (True, (3, 3, 20, 30))
-        data = whole(source)
+        data = all_of(source)
         np.testing.assert_array_equal(data, np.moveaxis(volume, 1 if separate else 3, 0))
         assert_boxes_equal(source, data)
 
@@ -71,7 +71,7 @@ def test_pictures(tmp_path: Path, suffix: str, channels: int) -> None:
         Image.fromarray(plane).save(tmp_path / f"{z}.{suffix}")
     expected = np.stack([np.asarray(Image.open(tmp_path / f"{z}.{suffix}")) for z in range(3)])
     with open_image(tmp_path) as source:
-        np.testing.assert_array_equal(whole(source), np.moveaxis(expected.reshape(3, 20, 30, channels), 3, 0))
+        np.testing.assert_array_equal(all_of(source), np.moveaxis(expected.reshape(3, 20, 30, channels), 3, 0))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_the_same_pixels_stored_in_another_way(tmp_path: Path) -> None:
     tifffile.imwrite(folder / "img_z1.tif", volume[1], compression="zlib")
     tifffile.imwrite(folder / "img_z2.tif", volume[2], byteorder=">", bigtiff=True)
     with open_image(folder) as source:
-        np.testing.assert_array_equal(whole(source)[0], volume)
+        np.testing.assert_array_equal(all_of(source)[0], volume)
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}])
@@ -217,7 +217,7 @@ def test_few_files_stay_open(tmp_path: Path, options: dict, monkeypatch: pytest.
     monkeypatch.setattr(slices.SlicesSource, "_trim", counted)
     before = len(os.listdir("/proc/self/fd"))
     with open_image(folder) as source:
-        np.testing.assert_array_equal(whole(source)[0], volume)
+        np.testing.assert_array_equal(all_of(source)[0], volume)
     assert len(counts) > 30 and max(counts) - before <= 4 * slices.KEPT + handles.MAX_OPEN
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -225,7 +225,7 @@ def test_few_files_stay_open(tmp_path: Path, options: dict, monkeypatch: pytest.
 def test_real_slices(shared_data: Path) -> None:
     folder = shared_data / "em_cellmap/neubias_celegans_series"
     with open_image(folder) as source:
-        data = whole(source)
+        data = all_of(source)
         np.testing.assert_array_equal(data[0], tifffile.imread(sorted(folder.glob("*.tif"))))
         assert_boxes_equal(source, data)
         assert (source.spacing, source.warnings) == (None, [])
@@ -279,7 +279,7 @@ def test_sets_equal_tifffile(tmp_path: Path, kind: str, options: dict) -> None:
         np.testing.assert_array_equal(tifffile.imread(tmp_path / "a" / names[0]), volume)
     with open_image(tmp_path / "a") as source:
         assert (source.axes, source.shape, source.spacing) == ("czyx", (2, 5, 8, 9), (2.0, 0.5, 0.5))
-        data = whole(source)
+        data = all_of(source)
         np.testing.assert_array_equal(data, volume)
         assert_boxes_equal(source, data)
 
@@ -357,4 +357,4 @@ def test_time_points_and_series_of_a_set(tmp_path: Path) -> None:
         open_image(tmp_path / "a")
     for time in (0, 1):
         with open_image(tmp_path / "a", Selection(timepoint=time)) as source:
-            np.testing.assert_array_equal(whole(source)[0], volume[time])
+            np.testing.assert_array_equal(all_of(source)[0], volume[time])

@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from images import assert_boxes_equal, noise, whole
+from images import all_of, assert_boxes_equal, noise
 from voxelmill.errors import BadDataError, InputMissingError, RefusedError
 from voxelmill.formats import Selection, open_image
 from voxelmill.formats.base import ImageSource
@@ -47,7 +47,7 @@ def test_tiff_layouts_equal_tifffile(tmp_path: Path, layout: str) -> None:
     tifffile.imwrite(path, noise((7, 37, 53)), photometric="minisblack", **TIFF_LAYOUTS[layout])
     with open_image(path) as source:
         assert (source.axes, source.shape, source.spacing) == ("zyx", (1, 7, 37, 53), None)
-        data = whole(source)
+        data = all_of(source)
         np.testing.assert_array_equal(data[0], tifffile.imread(path))
         assert_boxes_equal(source, data)
 
@@ -88,7 +88,7 @@ def test_tiff_axes(tmp_path: Path, shape: tuple, options: dict, axes: str | None
     with open_image(tmp_path / "a.tif") as source:
         assert (source.shape, source.rgb) == (czyx, rgb)
         assert axes is None or source.axes == axes
-        data = whole(source)
+        data = all_of(source)
         expected = volume.reshape(volume.shape[1:]) if volume.ndim == 5 else volume
         if axes and "c" in axes:
             expected = np.moveaxis(expected, axes.index("c"), 0)
@@ -108,7 +108,7 @@ def test_a_stack_that_was_saved_as_colours(tmp_path: Path, planar: str, options:
     axes += "zyx" if planar == "separate" else "yxz"
     with open_image(tmp_path / "a.tif", Selection(axes=axes)) as source:
         assert (source.shape, source.rgb) == (volume.shape, False)
-        np.testing.assert_array_equal(whole(source), volume)
+        np.testing.assert_array_equal(all_of(source), volume)
         assert_boxes_equal(source, volume)
     with pytest.raises(BadDataError, match="axes"):
         open_image(tmp_path / "a.tif", Selection(axes=axes.replace("z", "t"), timepoint=0))
@@ -116,9 +116,10 @@ def test_a_stack_that_was_saved_as_colours(tmp_path: Path, planar: str, options:
 
 @pytest.mark.parametrize("axes", ["cyx", "yxc"])
 def test_the_depth_of_tiles_is_no_channel(tmp_path: Path, axes: str) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", noise((8, 32, 32)), volumetric=True, tile=(4, 16, 16), photometric="minisblack")
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise((8, 32, 32)), volumetric=True, tile=(4, 16, 16), photometric="minisblack")
     with pytest.raises(BadDataError, match="axes"):
-        open_image(tmp_path / "a.tif", Selection(axes=axes))
+        open_image(path, Selection(axes=axes))
 
 
 def test_several_time_points_are_refused(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_renamed_ome_tiff_is_read(tmp_path: Path) -> None:
     named = named[:start] + f'<TiffData><UUID FileName="old.ome.tif">{uuid}</UUID></TiffData>' + named[end:]
     tifffile.tiffcomment(tmp_path / "a.ome.tif", named.encode())
     with open_image(tmp_path / "a.ome.tif") as source:
-        np.testing.assert_array_equal(whole(source)[0], noise((2, 8, 8)))
+        np.testing.assert_array_equal(all_of(source)[0], noise((2, 8, 8)))
 
 
 def test_ome_units_and_absent_axes(tmp_path: Path) -> None:
@@ -307,7 +308,7 @@ def test_a_series_is_chosen(tmp_path: Path) -> None:
     assert "3 images" in text and "1 ('image 1', CZYX 2 x 4 x 16 x 17 uint8)" in text and "--series" in text
     for number, volume in enumerate(volumes):
         with open_image(path, Selection(series=number)) as source:
-            data = whole(source)
+            data = all_of(source)
             np.testing.assert_array_equal(data.reshape(volume.shape), tifffile.imread(path, series=number))
             assert_boxes_equal(source, data)
             assert source.spacing == (2.0, number + 1, number + 1)
@@ -332,7 +333,7 @@ def test_pages_of_several_shapes_are_several_images(
         open_image(path)
     for number, volume in enumerate(volumes):
         with open_image(path, Selection(series=number)) as source:
-            np.testing.assert_array_equal(whole(source)[0], volume)
+            np.testing.assert_array_equal(all_of(source)[0], volume)
     size = path.stat().st_size
     with open(path, "r+b") as handle:
         handle.truncate(size - 20)
@@ -368,13 +369,13 @@ def test_levels_of_a_pyramid(tmp_path: Path, kind: str, options: dict) -> None:
         assert len(tif.series[0].levels) == 3
     for number, level in enumerate(levels):
         with open_image(path, Selection(level=number)) as source:
-            np.testing.assert_array_equal(whole(source)[0], level)
+            np.testing.assert_array_equal(all_of(source)[0], level)
             assert_boxes_equal(source, level[None])
             if sizes:
                 assert source.spacing == (2.0, 0.25 * 2**number, 0.5 * 2**number)
                 assert source.origin == (0.0, *((2**number - 1) / 2 * side for side in (0.25, 0.5)))
     with open_image(path) as source:
-        np.testing.assert_array_equal(whole(source)[0], volume)
+        np.testing.assert_array_equal(all_of(source)[0], volume)
         assert [*source.warnings] == [] or (kind == "pages" and "3 resolutions" in source.warnings[0])
     with pytest.raises(BadDataError, match="no resolution level 3"):
         open_image(path, Selection(level=3))
@@ -401,14 +402,14 @@ def test_time_points(tmp_path: Path, kind: str, compression: str | None) -> None
         expected = np.moveaxis(series.asarray(), [series.axes.index(axis) for axis in "TCZYX"], range(5))
     for time in range(3):
         with open_image(path, Selection(timepoint=time)) as source:
-            data = whole(source)
+            data = all_of(source)
             np.testing.assert_array_equal(data, expected[time])
             np.testing.assert_array_equal(data, np.moveaxis(volume[time], 1, 0))
             assert_boxes_equal(source, data)
             assert source.timepoint == time
     with open_image(path, Selection(axes=series.axes.lower().replace("t", "q").replace("c", "t").replace("q", "c"),
                                     timepoint=1)) as source:  # fmt: skip
-        np.testing.assert_array_equal(whole(source), volume[:, :, 1])
+        np.testing.assert_array_equal(all_of(source), volume[:, :, 1])
 
 
 # Compressions
@@ -447,7 +448,7 @@ def test_compressions_equal_tifffile(tmp_path: Path, compression: str, pixels: s
         if compression not in ("jpeg", "webp"):
             np.testing.assert_array_equal(expected, written)
         with open_image(path) as source:
-            data = whole(source)
+            data = all_of(source)
             if samples:
                 expected = np.moveaxis(expected, 1 if planar else -1, 0)
             np.testing.assert_array_equal(data, expected.reshape(data.shape))
@@ -463,8 +464,8 @@ def test_one_bit_equals_pillow(tmp_path: Path, compression: str) -> None:
     with open_image(tmp_path / "a.tif") as source:
         expected = np.asarray(Image.open(tmp_path / "a.tif"))
         inverted = any("MinIsWhite" in text for text in source.warnings)
-        np.testing.assert_array_equal(whole(source)[0, 0].astype(bool), ~expected if inverted else expected)
-        assert_boxes_equal(source, whole(source))
+        np.testing.assert_array_equal(all_of(source)[0, 0].astype(bool), ~expected if inverted else expected)
+        assert_boxes_equal(source, all_of(source))
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "tiff_adobe_deflate"])
@@ -476,7 +477,7 @@ def test_colours_of_another_writer(tmp_path: Path, compression: str, mode: str) 
     Image.fromarray(plane).save(tmp_path / "a.tif", compression=compression)
     expected = np.asarray(Image.open(tmp_path / "a.tif"))
     with open_image(tmp_path / "a.tif") as source:
-        data = whole(source)[:, 0]
+        data = all_of(source)[:, 0]
         close = np.abs(np.moveaxis(data, 0, -1).squeeze().astype(int) - expected)
         assert close.max() <= (3 if compression == "jpeg" else 0) and source.rgb == (mode == "RGB")
         read = tifffile.imread(tmp_path / "a.tif")
@@ -507,7 +508,7 @@ def test_bits_that_fill_no_byte(tmp_path: Path, bits: int, order: str) -> None:
     path.write_bytes(body.ljust(256, b"\0") + data)
     np.testing.assert_array_equal(tifffile.imread(path), values)
     with open_image(path) as source:
-        np.testing.assert_array_equal(whole(source)[0, 0], values)
+        np.testing.assert_array_equal(all_of(source)[0, 0], values)
         assert source.dtype == {1: "b1", 2: "u1", 4: "u1"}.get(bits, "u2")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(BadDataError, match="truncated"):
@@ -519,11 +520,11 @@ def test_values_are_read_as_stored(tmp_path: Path) -> None:
     volume = noise((3, 8, 9), "u1")
     tifffile.imwrite(path, volume, photometric="miniswhite")
     with open_image(path) as source:
-        np.testing.assert_array_equal(whole(source)[0], volume)
+        np.testing.assert_array_equal(all_of(source)[0], volume)
         assert "MinIsWhite" in source.warnings[0]
     tifffile.imwrite(path, volume[0], photometric="palette", colormap=np.zeros((3, 256), "u2"))
     with open_image(path) as source:
-        np.testing.assert_array_equal(whole(source)[0, 0], volume[0])
+        np.testing.assert_array_equal(all_of(source)[0, 0], volume[0])
         assert "colour table" in source.warnings[0]
 
 
@@ -538,7 +539,7 @@ def test_opacity_is_left_out(tmp_path: Path, planar: str, compression: str | Non
                          extrasamples=[alpha])  # fmt: skip
         with open_image(tmp_path / "a.tif") as source:
             assert source.shape == (left, 3, 20, 30) and source.rgb == (left == 3)
-            np.testing.assert_array_equal(whole(source), np.moveaxis(volume, -1, 0)[:left])
+            np.testing.assert_array_equal(all_of(source), np.moveaxis(volume, -1, 0)[:left])
             assert any("opacity" in text for text in source.warnings) == (left < samples)
 
 
@@ -617,7 +618,7 @@ def with_xml(path: Path, change: Callable[[str], str], shape: tuple[int, ...] = 
 def test_what_is_left_of_damaged_ome_xml_is_used(tmp_path: Path, change: Callable[[str], str], words: str) -> None:
     path = with_xml(tmp_path / "a.tif", change)
     with open_image(path) as source:
-        np.testing.assert_array_equal(whole(source)[0], noise((3, 4, 5), "u1"))
+        np.testing.assert_array_equal(all_of(source)[0], noise((3, 4, 5), "u1"))
         assert (source.format, source.axes, source.spacing) == ("OME-TIFF", "zyx", (2.0, 0.25, 0.5))
         assert source.warnings == [] if not words else words in source.warnings[0]
 
@@ -642,7 +643,7 @@ def test_sizes_that_are_no_numbers(tmp_path: Path) -> None:
 )
 def test_ome_xml_of_which_nothing_is_left(tmp_path: Path, change: Callable[[str], str]) -> None:
     with open_image(with_xml(tmp_path / "a.tif", change)) as source:
-        np.testing.assert_array_equal(whole(source)[0], noise((3, 4, 5), "u1"))
+        np.testing.assert_array_equal(all_of(source)[0], noise((3, 4, 5), "u1"))
         assert source.spacing is None and "read as a plain TIFF" in source.warnings[0]
 
 
@@ -701,7 +702,7 @@ def test_every_real_tiff_equals_tifffile(shared_data: Path, name: str) -> None:
             expected = tifffile.imread(path)
             if "c" in source.axes:
                 expected = np.moveaxis(expected, source.axes.index("c"), 0)
-            data = whole(source)
+            data = all_of(source)
             np.testing.assert_array_equal(data, expected.reshape(-1, *data.shape[1:])[: data.shape[0]])
 
 

@@ -12,7 +12,7 @@ import ome_zarr_models
 import pytest
 import zarr
 
-from images import assert_boxes_equal, noise, whole
+from images import all_of, assert_boxes_equal, noise
 from voxelmill.errors import BadDataError, InputMissingError, RefusedError, UsageError
 from voxelmill.formats import Selection, open_image
 
@@ -55,7 +55,7 @@ def test_every_level(tmp_path: Path, axes: str, shape: tuple[int, ...]) -> None:
     for number, (level, dataset) in enumerate(zip(levels, reference.datasets, strict=True)):
         with open_image(tmp_path / "a.zarr", Selection(level=number, timepoint=time)) as source:
             expected = (level[2] if "t" in axes else level).reshape(source.shape)
-            np.testing.assert_array_equal(whole(source), expected)
+            np.testing.assert_array_equal(all_of(source), expected)
             assert_boxes_equal(source, expected)
             scale, shift = dataset.coordinateTransformations
             assert source.spacing == pytest.approx([value / 1e3 for value in scale.scale[-3:]])
@@ -66,31 +66,6 @@ def test_every_level(tmp_path: Path, axes: str, shape: tuple[int, ...]) -> None:
     if "t" in axes:
         with pytest.raises(BadDataError, match="3 time points"):
             open_image(tmp_path / "a.zarr")
-
-
-@pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_images_by_ome_zarr_py(tmp_path: Path, version: str) -> None:
-    try:
-        from ome_zarr.format import format_from_version
-        from ome_zarr.io import parse_url
-        from ome_zarr.reader import Reader
-        from ome_zarr.writer import write_image
-    except ImportError as error:
-        pytest.skip(f"this ome-zarr-py does not work with this zarr: {error}")
-    path = tmp_path / "a.zarr"
-    write_image(
-        noise((6, 32, 48)), str(path), axes=list("zyx"), scale={"z": 2.0, "y": 0.5, "x": 0.25}, scale_factors=[2, 4],
-        axes_units={a: "nanometer" for a in "zyx"}, fmt=format_from_version(version),
-    )  # fmt: skip
-    node = next(iter(Reader(parse_url(str(path)))()))
-    assert len(node.data) == 3
-    for level, (data, dataset) in enumerate(zip(node.data, described(path).datasets, strict=True)):
-        with open_image(path, Selection(level=level)) as source:
-            assert source.format == f"OME-Zarr {version}"
-            np.testing.assert_array_equal(whole(source)[0], np.asarray(data))
-            scale, shift = dataset.coordinateTransformations
-            assert source.spacing == pytest.approx([value / 1e3 for value in scale.scale])
-            assert source.origin == pytest.approx([value / 1e3 for value in shift.translation])
 
 
 @pytest.mark.parametrize(
@@ -176,7 +151,7 @@ def test_damaged_array_metadata_are_told(tmp_path: Path, version: int, field: tu
         meta["data_type" if key == "dtype" else key] = value
     file.write_text(json.dumps(meta))
     with pytest.raises((BadDataError, RefusedError)), open_image(path) as source:
-        whole(source)
+        all_of(source)
 
 
 def test_axes_of_the_user_that_do_not_fit_ngff(tmp_path: Path) -> None:
@@ -206,7 +181,7 @@ def test_series_of_several_images(tmp_path: Path) -> None:
             zarr.open_group(path / "OME", mode="w", zarr_format=2).attrs["series"] = ["2", "1", "0"]
         for number in range(3):
             with open_image(path, Selection(series=number)) as source:
-                np.testing.assert_array_equal(whole(source)[0], volumes[2 - number if listed else number])
+                np.testing.assert_array_equal(all_of(source)[0], volumes[2 - number if listed else number])
                 assert not source.missing_chunks()
     change(path / "OME", lambda meta: meta.update(series=["../../x"]))
     with pytest.raises(RefusedError, match="outside"):
@@ -258,7 +233,7 @@ def test_byte_and_axis_order_of_zarr_3(tmp_path: Path, codec: dict) -> None:
         zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}),
         open_image(tmp_path / "a.zarr") as source,
     ):
-        np.testing.assert_array_equal(whole(source)[0], volume)
+        np.testing.assert_array_equal(all_of(source)[0], volume)
         assert_boxes_equal(source, volume[None])
 
 
@@ -270,7 +245,7 @@ def test_levels_of_real_images(shared_data: Path, name: str) -> None:
     path = shared_data / "em_cellmap" / name
     for number, dataset in enumerate(described(path).datasets):
         with open_image(path, Selection(level=number)) as source:
-            np.testing.assert_array_equal(whole(source)[0], zarr.open_array(str(path / dataset.path), mode="r")[:])
+            np.testing.assert_array_equal(all_of(source)[0], zarr.open_array(str(path / dataset.path), mode="r")[:])
             assert source.spacing == pytest.approx(dataset.coordinateTransformations[0].scale)
 
 
@@ -281,7 +256,7 @@ def test_levels_of_the_cellmap_store(shared_data: Path) -> None:
     for path in (base / "em/fibsem-uint8", *crops):
         for number, dataset in enumerate(described(path).datasets):
             with open_image(path, Selection(level=number)) as source:
-                np.testing.assert_array_equal(whole(source)[0], zarr.open_array(str(path / dataset.path), mode="r")[:])
+                np.testing.assert_array_equal(all_of(source)[0], zarr.open_array(str(path / dataset.path), mode="r")[:])
                 scale, shift = dataset.coordinateTransformations
                 assert source.spacing == pytest.approx([value / 1e3 for value in scale.scale])
                 assert source.origin == pytest.approx([value / 1e3 for value in shift.translation])

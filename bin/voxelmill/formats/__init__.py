@@ -12,12 +12,11 @@ from pathlib import Path
 
 from voxelmill.errors import BadDataError, InputMissingError, UsageError
 from voxelmill.formats.base import NO_CHOICE, ImageSource, InPlace, Selection, damage_told, unreadable
-from voxelmill.formats.chunks import MissingChunks
 from voxelmill.formats.hdf5 import open_hdf5
 from voxelmill.formats.metaimage import open_metaimage
 from voxelmill.formats.nifti import open_nifti
 from voxelmill.formats.nrrd import open_nrrd
-from voxelmill.formats.ome_zarr import ZarrSource, open_ome_zarr
+from voxelmill.formats.ome_zarr import open_ome_zarr
 from voxelmill.formats.picture import open_jpeg, open_png
 from voxelmill.formats.slices import open_folder
 from voxelmill.formats.tiff import open_tiff
@@ -26,11 +25,8 @@ from voxelmill.formats.zarr_metadata import METADATA_FILES
 __all__ = [
     "ImageSource",
     "InPlace",
-    "MissingChunks",
     "Selection",
-    "ZarrSource",
     "identify",
-    "missing_chunks",
     "open_image",
 ]
 
@@ -104,11 +100,6 @@ READERS = {
     SLICES: Reader(open_folder, (), frozenset({"axes", "series", "timepoint", "level"})),
     ZARR: Reader(open_ome_zarr, (".zarr",), frozenset({"axes", "series", "timepoint", "level"})),
 }
-
-
-def missing_chunks(source: ImageSource) -> MissingChunks:
-    """See :meth:`ImageSource.missing_chunks`."""
-    return source.missing_chunks()
 
 
 def open_image(path: Path | str, selection: Selection = NO_CHOICE) -> ImageSource:
