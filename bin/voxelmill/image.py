@@ -168,6 +168,15 @@ class ImageInfo:
         )
 
 
+def read_axes(array: Any, axes: str, channel: int, timepoint: int, box: Box) -> np.ndarray:
+    """A box of one channel out of an array of Zarr or HDF5, whose axes are letters out of ``tczyx`` -> z, y, x."""
+    at = {"c": slice(channel, channel + 1), "t": slice(timepoint, timepoint + 1)}
+    at |= {axis: slice(*pair) for axis, pair in zip("zyx", box, strict=True)}
+    data = np.asarray(array[tuple(at[axis] for axis in axes)])
+    order = [axes.index(axis) for axis in "tczyx" if axis in axes]
+    return data.transpose(order).reshape(tuple(stop - start for start, stop in box))
+
+
 class StoredImage:
     """The raw voxels of a sample, read box by box from its store.
 
@@ -192,11 +201,9 @@ class StoredImage:
     def read(self, channel: int, box: Box) -> np.ndarray:
         """Raw values of one channel (index in the model's order) in a box -> array (z, y, x) of the store's dtype."""
         where = self.info.array
-        at = dict(zip("zyx", (slice(a + o, b + o) for (a, b), o in zip(box, where.offset, strict=True)), strict=True))
-        at["c"] = slice(where.channels[channel], where.channels[channel] + 1)
-        at["t"] = slice(where.timepoint, where.timepoint + 1)
+        inside = tuple((a + o, b + o) for (a, b), o in zip(box, where.offset, strict=True))
         try:
-            data = np.asarray(self._array[tuple(at[axis] for axis in where.axes)])
+            return read_axes(self._array, where.axes, where.channels[channel], where.timepoint, inside)
         except (OSError, RuntimeError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -206,11 +213,6 @@ class StoredImage:
                 file=self._store,
                 remedy="copy the image again; if it is Voxelmill's own copy, delete its task's work folder and -resume",
             ) from error
-        keep = [axis for axis in "zyx" if axis in where.axes]
-        order = [where.axes.index(axis) for axis in where.axes if axis not in "zyx"]
-        order += [where.axes.index(axis) for axis in keep]
-        data = data.transpose(order)
-        return data.reshape(tuple(stop - start for start, stop in box))
 
     def values(self, channel: int, box: Box) -> np.ndarray:
         """As :meth:`read`, after the intensity rule -> float32."""

@@ -14,9 +14,11 @@ from typing import Any
 import h5py
 import imagecodecs
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 import SimpleITK
+import tifffile
 
 from conftest import ROOT
 from images import all_of, assert_boxes_equal, noise
@@ -379,6 +381,29 @@ def test_other_pictures_are_refused_by_name(tmp_path: Path) -> None:
 
 
 # HDF5
+
+
+@pytest.mark.parametrize("file", ["a.jpg", "a.png", "a.tif"])
+def test_a_turned_picture_is_told(tmp_path: Path, file: str) -> None:
+    plane = picture((5, 7))
+    exif = PIL.Image.Exif()
+    for orientation in (1, 6, 8, 99):
+        exif[PIL.ExifTags.Base.Orientation] = orientation
+        if file == "a.tif":
+            tifffile.imwrite(tmp_path / file, plane, photometric="minisblack", extratags=[(274, 3, 1, orientation)])
+        else:
+            PIL.Image.fromarray(plane).save(tmp_path / file, exif=exif)
+        with open_image(tmp_path / file) as source:
+            assert source.shape == (1, 1, 5, 7)
+            assert [f"orientation {orientation}" in text for text in source.warnings].count(True) == (
+                orientation in (6, 8)
+            )
+
+
+def test_damaged_exif_says_nothing(tmp_path: Path) -> None:
+    PIL.Image.fromarray(picture((5, 7))).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    with open_image(tmp_path / "a.jpg") as source:
+        assert len(source.warnings) == 1
 
 
 def write_hdf5(

@@ -291,6 +291,16 @@ def test_real_ome_xml_that_contradicts_its_pixels(shared_data: Path) -> None:
         open_image(shared_data / "fluorescence/malformed_omexml.ome.tif")
 
 
+def test_one_name_for_the_colours_of_a_pixel_is_no_name_of_a_channel(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    for samples, names in ((3, ["RGB"]), (2, ["a", "b"])):
+        volume = noise((20, 30, 3) if samples == 3 else (2, 20, 30), "u1")
+        tifffile.imwrite(path, volume, photometric="rgb" if samples == 3 else "minisblack", ome=True,
+                         metadata={"axes": "YXS" if samples == 3 else "CYX", "Channel": {"Name": names}})  # fmt: skip
+        with open_image(path) as source:
+            assert (source.shape[0], source.channel_names) == (samples, () if samples == 3 else ("a", "b"))
+
+
 # Several images and resolutions
 
 

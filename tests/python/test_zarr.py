@@ -69,6 +69,18 @@ def test_every_level(tmp_path: Path, axes: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("labels", "names"),
+    [(["a", "b"], ("a", "b")), (["a"], ()), (["a", ""], ()), (["a", 3], ()), (["a", "b", "c"], ()), ([], ())],
+)
+def test_channels_have_names_where_each_has_one(tmp_path: Path, labels: list, names: tuple[str, ...]) -> None:
+    path = tmp_path / "a.zarr"
+    write_levels(path, noise((2, 8, 8, 8)), "czyx")
+    change(path, lambda ome: ome.update(omero={"channels": [{"label": label} for label in labels]}))
+    with open_image(path) as source:
+        assert source.channel_names == names
+
+
+@pytest.mark.parametrize(
     ("own", "common", "spacing", "origin"),
     [
         ([("scale", 2.0), ("translation", 10.0)], [("scale", 3.0)], 6.0, 30.0),

@@ -16,7 +16,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 
 from voxelmill.convert.geometry import Geometry, regrid
 from voxelmill.errors import BadDataError
-from voxelmill.formats.base import ImageSource
+from voxelmill.formats.base import ImageSource, all_named
 from voxelmill.formats.spacing import Triple
 from voxelmill.image import Box
 
@@ -72,13 +72,13 @@ def pick(sources: Sequence[ImageSource], channels: Sequence[int]) -> ImageSource
     if len(sources) == 1 and list(channels) == list(range(first.shape[0])):
         return first
     places = tuple((first, index) for index in channels) if len(sources) == 1 else tuple((s, 0) for s in sources)
-    named = [s.channel_names[i] if i < len(s.channel_names) else "" for s, i in places]
+    named = [s.channel_names[i] if s.channel_names else "" for s, i in places]
     return view(
         Picked,
         first,
         shape=(len(places), *first.shape[1:]),
         dtype=np.result_type(*(source.dtype for source, _ in places)),
-        channel_names=tuple(named) if all(named) else (),
+        channel_names=all_named(named, len(places)),
         rgb=first.rgb and len(sources) == 1 and list(channels) == [0, 1, 2],
         places=places,
     )

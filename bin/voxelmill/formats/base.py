@@ -7,11 +7,11 @@ import io
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,6 +27,12 @@ is seen when they are imported."""
 KNOWN_AXES = "tczyx"
 
 BAND = 16 << 20
+
+COPY_AGAIN = "copy the file again from its origin and compare the checksums"
+
+MAX_INFLATION = 1000
+SMALL = 64 << 20
+"""Declared bytes below which any compression ratio is harmless."""
 
 
 class Handle(Protocol):
@@ -104,7 +110,7 @@ class ImageSource(ABC):
     spacing_origin : str
         Where in the file the spacing was found.
     affine : numpy.ndarray or None
-        4 x 4, voxel index (x, y, z) to millimetres, float64; NIfTI only.
+        4 x 4, voxel index (x, y, z) to millimetres (right, anterior, superior), float64; NIfTI, MetaImage and NRRD.
     forms : tuple of (int, numpy.ndarray)
         Codes and affines of ``qform`` and ``sform``, as ``affine``; NIfTI only. A code of 0 means: not set.
     in_place : InPlace or None
@@ -115,9 +121,10 @@ class ImageSource(ABC):
     axes : str
         The axes as the file has them, slowest first.
     origin : tuple of float
-        Position of the first voxel along z, y, x in micrometres, zero where the file does not say.
+        Centre of the first voxel along z, y, x in micrometres, in the file's own space; zero where the file does not
+        say, or where its axes are turned in that space.
     channel_names : tuple of str
-        Names of the channels, empty where the file does not say.
+        One for every channel, empty where the file does not say.
     chunk : tuple of int
         What must be decoded at once, along z, y, x: boxes made of whole chunks read each byte once.
     timepoint : int
@@ -270,8 +277,36 @@ def truncated(path: Path, needed: int, size: int) -> BadDataError:
     return BadDataError(
         f"the file is truncated: its header needs {needed} bytes, the file has {size}",
         file=path,
-        remedy="copy the file again from its origin and compare the checksums",
+        remedy=COPY_AGAIN,
     )
+
+
+def check_inflation(path: Path, declared: int, found: str) -> None:
+    """Refuse a file of few bytes that declares so many that decoding it would fill the memory."""
+    size = path.stat().st_size
+    if declared > max(SMALL, MAX_INFLATION * size):
+        raise BadDataError(
+            f"the header declares {found}{declared} bytes of pixels in a file of {size} bytes",
+            file=path,
+            expected=f"at most {MAX_INFLATION} times the file's size",
+            remedy="save the image again without compression if it really is that empty",
+        )
+
+
+def turned(orientation: object) -> list[str]:
+    """A warning where TIFF's or EXIF's tag asks viewers to turn a plane: voxels stay where the file has them."""
+    if orientation not in range(2, 9):
+        return []
+    return [
+        f"the file asks viewers to turn or mirror it (orientation {orientation}): it is read as it is stored, so check "
+        "that labels and other channels lie in the same way"
+    ]
+
+
+def all_named(names: Sequence[Any], channels: int) -> tuple[str, ...]:
+    """Names of the channels, none unless every channel has one."""
+    named = len(names) == channels and all(isinstance(name, str) and name for name in names)
+    return tuple(names) if named else ()
 
 
 def unreadable(
@@ -282,7 +317,7 @@ def unreadable(
     return BadDataError(
         f"{found} ({type(error).__name__}: {text})",
         file=path,
-        remedy="copy the file again from its origin and compare the checksums",
+        remedy=COPY_AGAIN,
     )
 
 

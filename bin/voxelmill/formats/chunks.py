@@ -1,4 +1,4 @@
-"""Which chunks of a chunked array are there."""
+"""Chunked arrays: which chunks are there, and how large one may be."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from voxelmill.errors import BadDataError
+
+MAX_CHUNK = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,16 @@ class MissingChunks(Sequence[str]):
     def __getitem__(self, at: Any) -> Any:
         last = at.stop if isinstance(at, slice) else at + 1
         return list(itertools.islice(self, last))[at]
+
+
+def check_chunk(chunk: Sequence[int], dtype: np.dtype, path: Path) -> None:
+    """Refuse chunks that take too much memory: one is decoded whole, however little of it is wanted."""
+    if prod(chunk) * dtype.itemsize > MAX_CHUNK:
+        raise BadDataError(
+            f"the chunks of {' x '.join(map(str, chunk))} voxels have to be decoded whole",
+            file=path,
+            expected=f"chunks of at most {MAX_CHUNK} bytes",
+        )
 
 
 NONE_MISSING = MissingChunks((), frozenset({()}), "", "")

@@ -22,20 +22,21 @@ import numpy as np
 from voxelmill.errors import BadDataError, RefusedError
 from voxelmill.formats.base import (
     ACCEPTED,
+    COPY_AGAIN,
     NO_CHOICE,
     ImageSource,
     Selection,
     accepted_dtype,
+    all_named,
     check_axes,
     shape_czyx,
     truncated,
     unreadable,
 )
-from voxelmill.formats.chunks import MissingChunks
+from voxelmill.formats.chunks import MissingChunks, check_chunk
 from voxelmill.formats.spacing import Spacing, Triple, from_axes
-from voxelmill.image import Box
+from voxelmill.image import Box, read_axes
 
-MAX_CHUNK = 2 << 30
 CACHE = 16 << 20
 SHOWN = 8
 MAX_LINKS = 16
@@ -55,17 +56,12 @@ class Hdf5Source(ImageSource):
     dataset: h5py.Dataset = field(repr=False)
 
     def _read(self, channel: int, box: Box) -> np.ndarray:
-        at = {"c": slice(channel, channel + 1), "t": slice(self.timepoint, self.timepoint + 1)}
-        at |= {axis: slice(*pair) for axis, pair in zip("zyx", box, strict=True)}
         try:
-            data = self.dataset[tuple(at[axis] for axis in self.axes)]
+            data = read_axes(self.dataset, self.axes, channel, self.timepoint, box)
         except OSError as error:
             # h5py raises OSError for a filter that fails too
             raise unreadable(self.path, error) from error
-        order = [i for i, axis in enumerate(self.axes) if axis not in "zyx"]
-        order += [self.axes.index(axis) for axis in "zyx" if axis in self.axes]
-        shape = [stop - start for start, stop in box]
-        return data.transpose(order).reshape(shape).astype(self.dtype, copy=False)
+        return data.astype(self.dtype, copy=False)
 
     def missing_chunks(self) -> MissingChunks:
         """Chunks that were never written, or that no filter has changed and whose size is not that of their voxels."""
@@ -131,12 +127,8 @@ def _open(path: Path, file: h5py.File, selection: Selection) -> Hdf5Source:
     names = selection.axes.lower() if selection.axes else axes_of(dataset)
     time = check_axes(path, names, shape, selection.timepoint)
     stored = dataset.chunks or ((1,) * (len(shape) - 1) + shape[-1:])
-    if dataset.chunks and prod(stored) * dataset.dtype.itemsize > MAX_CHUNK:
-        raise BadDataError(
-            f"the chunks of {' x '.join(map(str, stored))} voxels have to be decoded whole",
-            file=path,
-            expected=f"chunks of at most {MAX_CHUNK} bytes",
-        )
+    if dataset.chunks:
+        check_chunk(stored, dataset.dtype, path)
     place = dataset.id.get_offset()
     size = path.stat().st_size
     if dataset.chunks is None and place is not None and place + dataset.id.get_storage_size() > size:
@@ -146,7 +138,7 @@ def _open(path: Path, file: h5py.File, selection: Selection) -> Hdf5Source:
         raise BadDataError(
             f"the array's shape {shape} and type need {needed} bytes, the file keeps {held} for it",
             file=path,
-            remedy="copy the file again from its origin and compare the checksums",
+            remedy=COPY_AGAIN,
         )
     lengths = shape_czyx(names, shape)
     spacing = read_spacing(dataset, lengths[1], path)
@@ -318,5 +310,4 @@ def read_origin(dataset: h5py.Dataset) -> Triple:
 def read_channels(dataset: h5py.Dataset, count: int) -> tuple[str, ...]:
     """Names by the attribute ``channel_names``, none unless there is one for every channel."""
     found = np.atleast_1d(np.asarray(dataset.attrs.get("channel_names", ())))
-    names = tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in found.tolist())
-    return names if len(names) == count and all(isinstance(name, str) and name for name in names) else ()
+    return all_named([n.decode("utf-8", "replace") if isinstance(n, bytes) else n for n in found.tolist()], count)

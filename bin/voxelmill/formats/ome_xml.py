@@ -291,10 +291,9 @@ def contradiction(path: Path, found: str) -> BadDataError:
     )
 
 
-def channel_names(pixels: Element) -> tuple[str, ...]:
-    """Names of the channels, where each has one."""
-    names = [channel.get("Name", "") for channel in children(pixels, "Channel")]
-    return tuple(names) if all(names) else ()
+def channel_names(pixels: Element) -> list[str]:
+    """Names of the channels, of which one may stand for the colours of a pixel; empty ones where they are not told."""
+    return [channel.get("Name", "") for channel in children(pixels, "Channel")]
 
 
 def spacing(pixels: Element, planes: int, path: Path) -> Spacing:

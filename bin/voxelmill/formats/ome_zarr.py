@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,13 @@ from voxelmill.formats.base import (
     InPlace,
     Selection,
     accepted_dtype,
+    all_named,
     bad_axes,
     check_axes,
     shape_czyx,
     unreadable,
 )
-from voxelmill.formats.chunks import MissingChunks
+from voxelmill.formats.chunks import MissingChunks, check_chunk
 from voxelmill.formats.spacing import Spacing, Triple, from_lengths, micrometres_per
 from voxelmill.formats.zarr_metadata import (
     MAX_NAMED,
@@ -43,10 +43,9 @@ from voxelmill.formats.zarr_metadata import (
     ngff_of,
     read_metadata,
 )
-from voxelmill.image import Box
+from voxelmill.image import Box, read_axes
 
 MAX_NAME = 64
-MAX_CHUNK = 2 << 30
 
 PYTHON_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 """zarrs, which is faster, reads neither foreign byte order nor chunks in Fortran order; such an image is copied."""
@@ -61,13 +60,7 @@ class ZarrSource(ImageSource):
     metadata: dict[str, Any] = field(repr=False)
 
     def _read(self, channel: int, box: Box) -> np.ndarray:
-        at = {"c": slice(channel, channel + 1), "t": slice(self.timepoint, self.timepoint + 1)}
-        at |= {axis: slice(*pair) for axis, pair in zip("zyx", box, strict=True)}
-        data = np.asarray(self.array[tuple(at[axis] for axis in self.axes)])
-        order = [i for i, axis in enumerate(self.axes) if axis not in "zyx"]
-        order += [self.axes.index(axis) for axis in "zyx" if axis in self.axes]
-        shape = [stop - start for start, stop in box]
-        return data.transpose(order).reshape(shape).astype(self.dtype, copy=False)
+        return read_axes(self.array, self.axes, channel, self.timepoint, box).astype(self.dtype, copy=False)
 
     def missing_chunks(self) -> MissingChunks:
         """Chunk (or shard) files that the grid of the array has and the folder has not.
@@ -189,8 +182,8 @@ def _open_multiscale(path: Path, prefix: str, multiscale: dict, ngff: dict, sele
     scaled = any(transform["type"] == "scale" for transform in transforms)
     spacing, origin = read_spacing(names, described, scale if scaled else None, shift, metadata, path)
     version = str(ngff.get("version") or multiscale.get("version") or "")
-    channels = [channel.get("label", "") for channel in (ngff.get("omero") or {}).get("channels", [])]
-    channel_names = tuple(channels) if channels and all(channels) else ()
+    labels = [channel.get("label") for channel in (ngff.get("omero") or {}).get("channels", [])]
+    channel_names = all_named(labels, shape_czyx(names, tuple(metadata["shape"]))[0])
     kind = f"OME-Zarr {version}".strip()
     source = _source(path, inside, names, metadata, kind, spacing, origin, selection.timepoint, channel_names)
     source.label_names = label_names(ngff.get("image-label"))
@@ -245,12 +238,7 @@ def _source(
     files, decoded = chunk_shapes(metadata)
     if len(files) != len(shape) or min(*files, *decoded) < 1:
         raise ValueError(f"chunks of {files} voxels")
-    if prod(decoded) * dtype.itemsize > MAX_CHUNK:
-        raise BadDataError(
-            f"the chunks of {' x '.join(map(str, decoded))} voxels have to be decoded whole",
-            file=path,
-            expected=f"chunks of at most {MAX_CHUNK} bytes",
-        )
+    check_chunk(decoded, dtype, path)
     native = array_dtype(metadata, path).isnative and metadata.get("order", "C") == "C"
     try:
         with zarr.config.set({} if native else {"codec_pipeline.path": PYTHON_PIPELINE}):

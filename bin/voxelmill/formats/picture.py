@@ -6,6 +6,7 @@ changed byte in between is not. The resolution that such files carry is that of 
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
 import struct
@@ -16,14 +17,21 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
+from PIL import ExifTags, Image
 
 from voxelmill.errors import BadDataError
-from voxelmill.formats.base import NO_CHOICE, ImageSource, Selection, accepted_dtype, check_axes, truncated, unreadable
+from voxelmill.formats.base import (
+    NO_CHOICE,
+    ImageSource,
+    Selection,
+    accepted_dtype,
+    check_axes,
+    check_inflation,
+    truncated,
+    turned,
+    unreadable,
+)
 from voxelmill.image import Box
-
-MAX_RATIO = 1000
-UNSUSPICIOUS = 64 << 20
-"""A picture that decodes to more than both is refused: few bytes that declare a huge plane would fill the memory."""
 
 MAX_CHUNKS = 1 << 20
 
@@ -34,7 +42,8 @@ CHANNELS = {GREY: 1, COLOUR: 3, GREY_ALPHA: 2, COLOUR_ALPHA: 4}
 
 FRAMES = {0xC0 + n for n in range(16)} - {0xC4, 0xC8, 0xCC}
 ALONE = {0x01, *range(0xD0, 0xD8)}
-END, SCAN = 0xD9, 0xDA
+END, SCAN, APP1 = 0xD9, 0xDA, 0xE1
+EXIF, MAX_EXIF = b"Exif\0\0", 1 << 20
 NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 """Inside a scan a byte FF is followed by a zero, or is a restart."""
 
@@ -71,7 +80,7 @@ def open_png(path: Path, selection: Selection = NO_CHOICE) -> PictureSource:
     BadDataError
         Where it is cut, has a palette, two or four bits or several frames, or declares a plane that cannot be in it.
     """
-    width, height, bits, kind, transparent = read_png(path)
+    width, height, bits, kind, transparent, exif = read_png(path)
     what = {PALETTE: "a palette of colours"}.get(kind, f"{bits} bits per value" if bits in (2, 4) else "")
     if what:
         raise BadDataError(
@@ -81,7 +90,9 @@ def open_png(path: Path, selection: Selection = NO_CHOICE) -> PictureSource:
             remedy="save labels as grey values of 8 or 16 bits, a coloured image as RGB",
         )
     samples = CHANNELS[kind] + (transparent and kind in (GREY, COLOUR))
-    warnings = ["the transparency (alpha) of the PNG is left out"] if samples in (2, 4) else []
+    warnings = exif_warnings(exif)
+    if samples in (2, 4):
+        warnings.append("the transparency (alpha) of the PNG is left out")
     dtype = np.dtype(bool if bits == 1 else "u2" if bits == 16 else "u1")
     return _picture(path, "PNG", (height, width), samples, dtype, warnings, imagecodecs.png_decode, selection)
 
@@ -94,7 +105,7 @@ def open_jpeg(path: Path, selection: Selection = NO_CHOICE) -> PictureSource:
     BadDataError
         Where its end mark is missing, it has neither one nor three channels of 8 bits, or declares too large a plane.
     """
-    width, height, bits, samples = read_jpeg(path)
+    width, height, bits, samples, exif = read_jpeg(path)
     if bits != 8 or samples not in (1, 3):
         raise BadDataError(
             f"a JPEG with {samples} channels of {bits} bits",
@@ -103,6 +114,7 @@ def open_jpeg(path: Path, selection: Selection = NO_CHOICE) -> PictureSource:
             remedy="save the image as PNG or TIFF",
         )
     warnings = ["JPEG is lossy: its values differ from those that were recorded, most of all at edges"]
+    warnings += exif_warnings(exif)
     return _picture(
         path, "JPEG", (height, width), samples, np.dtype("u1"), warnings, imagecodecs.jpeg8_decode, selection
     )
@@ -118,7 +130,7 @@ def _picture(
     decode: Callable[[bytes], np.ndarray],
     selection: Selection,
 ) -> PictureSource:
-    check_bomb(path, lengths, samples * dtype.itemsize)
+    check_inflation(path, math.prod(lengths) * samples * dtype.itemsize, f"{lengths[0]} x {lengths[1]} pixels, ")
     channels = samples - (samples in (2, 4))
     axes = "yxc" if channels > 1 else "yx"
     given = selection.axes.lower() if selection.axes else axes
@@ -140,25 +152,23 @@ def _picture(
     )
 
 
-def check_bomb(path: Path, lengths: tuple[int, int], pixel: int) -> None:
-    """Refuse a file of few bytes that declares a huge plane."""
-    declared, size = lengths[0] * lengths[1] * pixel, path.stat().st_size
-    if declared > max(UNSUSPICIOUS, MAX_RATIO * size):
-        raise BadDataError(
-            f"the header declares {lengths[0]} x {lengths[1]} pixels, {declared} bytes, in a file of {size} bytes",
-            file=path,
-            expected=f"at most {MAX_RATIO} times the size of the file",
-            remedy="copy the file again from its origin; save a plane that is really this empty as TIFF",
-        )
+def exif_warnings(exif: bytes) -> list[str]:
+    """What a camera says of its picture that changes how a viewer shows it; damaged words say nothing."""
+    try:
+        found = Image.Exif()
+        found.load(exif)
+        return turned(found.get(ExifTags.Base.Orientation))
+    except Exception:
+        return []
 
 
-def read_png(path: Path) -> tuple[int, int, int, int, bool]:
-    """Width, height, bits, kind of colour, and whether a colour stands for transparency.
+def read_png(path: Path) -> tuple[int, int, int, int, bool, bytes]:
+    """Width, height, bits, kind of colour, whether a colour stands for transparency, and EXIF.
 
     Every part of the file must be there up to its end mark.
     """
     size = path.stat().st_size
-    transparent = False
+    transparent, exif = False, b""
     with open(path, "rb") as handle:
         start = handle.read(33)
         if len(start) < 33:
@@ -176,19 +186,22 @@ def read_png(path: Path) -> tuple[int, int, int, int, bool]:
             if head[4:] == b"acTL":
                 raise BadDataError("a PNG with several frames", file=path, expected="one plane")
             transparent |= head[4:] == b"tRNS"
+            if head[4:] == b"eXIf":
+                exif = handle.read(min(MAX_EXIF, int.from_bytes(head[:4], "big")))
             handle.seek(position)
         else:
             raise unreadable(path, ValueError(f"more than {MAX_CHUNKS} parts"))
     width, height = (int.from_bytes(start[at : at + 4], "big") for at in (16, 20))
     if start[25] not in (*CHANNELS, PALETTE) or start[24] not in (1, 2, 4, 8, 16):
         raise unreadable(path, ValueError(f"colour type {start[25]} of {start[24]} bits"))
-    return width, height, start[24], start[25], transparent
+    return width, height, start[24], start[25], transparent, exif
 
 
-def read_jpeg(path: Path) -> tuple[int, int, int, int]:
-    """Width, height, bits and channels; BadDataError where the file ends before its end mark."""
+def read_jpeg(path: Path) -> tuple[int, int, int, int, bytes]:
+    """Width, height, bits, channels and EXIF; BadDataError where the file ends before its end mark."""
     size = path.stat().st_size
     frame: tuple[int, int, int, int] | None = None
+    exif = b""
     with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
         position = 2
         while True:
@@ -210,6 +223,8 @@ def read_jpeg(path: Path) -> tuple[int, int, int, int]:
             if mark[1] in FRAMES and length >= 8:
                 bits, height, width, channels = struct.unpack(">BHHB", data[position + 2 : position + 8])
                 frame = width, height, bits, channels
+            if mark[1] == APP1 and data[position + 2 : position + 2 + len(EXIF)] == EXIF:
+                exif = data[position + 2 : position + length]
             position += length
             if mark[1] == SCAN:
                 found = NEXT_MARKER.search(data, position)
@@ -218,4 +233,4 @@ def read_jpeg(path: Path) -> tuple[int, int, int, int]:
                 position = found.start()
     if frame is None:
         raise unreadable(path, ValueError("no frame"))
-    return frame
+    return *frame, exif

@@ -15,7 +15,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from voxelmill.errors import BadDataError
-from voxelmill.formats.base import ImageSource, bad_axes, read_rows, truncated, unreadable
+from voxelmill.formats.base import COPY_AGAIN, ImageSource, bad_axes, read_rows, truncated, unreadable
 from voxelmill.image import Box
 
 GZIP = 31
@@ -34,8 +34,6 @@ STATES = 256
 
 MAX_DEFLATE = 1032
 """Deflate cannot make more bytes than this out of one."""
-
-COPY_AGAIN = "copy the file again from its origin and compare the checksums"
 
 
 @dataclass(kw_only=True)

@@ -15,10 +15,9 @@ import tifffile
 
 from voxelmill.errors import BadDataError, InputMissingError
 from voxelmill.formats import ome_xml
-from voxelmill.formats.base import Selection, accepted_dtype, bad_axes, shape_czyx, unreadable
+from voxelmill.formats.base import SMALL, Selection, accepted_dtype, all_named, bad_axes, shape_czyx, unreadable
 from voxelmill.formats.tiff_checks import (
     FORMATS,
-    SMALL,
     Page,
     check_alike,
     check_extents,
@@ -191,7 +190,7 @@ def _open(
         rgb=axes.rgb,
         axes=axes.names,
         origin=origin,
-        channel_names=() if pixels is None else ome_xml.channel_names(pixels),
+        channel_names=() if pixels is None else all_named(ome_xml.channel_names(pixels), channels - axes.opaque),
         chunk=_chunk(key, contiguous(series) is not None),
         timepoint=axes.time,
         tif=tif,

@@ -17,11 +17,7 @@ from typing import Any, BinaryIO
 import tifffile
 
 from voxelmill.errors import BadDataError
-from voxelmill.formats.base import truncated, unreadable
-
-MAX_INFLATION = 1000
-SMALL = 64 << 20
-"""Declared bytes below which any compression ratio is harmless."""
+from voxelmill.formats.base import COPY_AGAIN, check_inflation, truncated, unreadable
 
 JPEG = {6, 7, 33007, 34892}
 JPEG_2000 = {33003, 33004, 33005, 34712}
@@ -162,13 +158,7 @@ def look_at_pages(tif: tifffile.TiffFile, path: Path, size: int) -> list[Page]:
             stored += bits // 8 if packed else 0
     if stored > size:
         raise truncated(path, stored, size)
-    if declared > SMALL and declared > MAX_INFLATION * size:
-        raise BadDataError(
-            f"the header declares {declared} bytes of pixels in a file of {size} bytes",
-            file=path,
-            expected=f"at most {MAX_INFLATION} times the file's size",
-            remedy="save the image again without compression if it really is that empty",
-        )
+    check_inflation(path, declared, f"{len(pages)} pages, ")
     return pages
 
 
@@ -211,7 +201,7 @@ def check_alike(series: tifffile.TiffPageSeries, pages: dict[tuple[Path, int], P
                     f"page {number} stands for two planes in the file's description",
                     file=file,
                     expected="a page for every plane",
-                    remedy="copy the file again from its origin and compare the checksums",
+                    remedy=COPY_AGAIN,
                 )
             taken.add((file, page.index))
         if found == expected:
@@ -276,7 +266,7 @@ def planes_missing(path: Path, who: str, described: int, found: int) -> BadDataE
     return BadDataError(
         f"the {who} header describes {described} planes, the file holds {found}: it is truncated or damaged",
         file=path,
-        remedy="copy the file again from its origin and compare the checksums",
+        remedy=COPY_AGAIN,
     )
 
 

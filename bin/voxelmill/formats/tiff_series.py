@@ -11,7 +11,7 @@ from typing import Any
 import tifffile
 
 from voxelmill.errors import BadDataError
-from voxelmill.formats.base import Selection, bad_axes, check_axes
+from voxelmill.formats.base import Selection, bad_axes, check_axes, turned
 from voxelmill.formats.spacing import Spacing, Triple, from_imagej, from_zeiss
 
 LISTED = 8
@@ -156,8 +156,8 @@ def pages_are_planes(series: tifffile.TiffPageSeries) -> bool:
 
 
 def value_warnings(key: Any, opaque: int) -> list[str]:
-    """What a viewer would do to the values and this reader does not."""
-    warnings = []
+    """What a viewer would do to the plane and this reader does not."""
+    warnings = turned(key.tags.valueof(274))
     if key.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         warnings.append("the file shows 0 as white (MinIsWhite): the values are read as they are stored")
     if key.photometric == tifffile.PHOTOMETRIC.PALETTE:
