@@ -124,6 +124,8 @@ def test_round_trip_of_every_pair_of_formats(one, other):
     again = open_image(output(one, "b"))
     assert np.array_equal(all_of(again), volume())
     assert np.allclose(again.spacing, SPACING, rtol=1e-6)
+    if FORMATS[one].origin and FORMATS[other].origin:
+        assert np.allclose(again.origin, ORIGIN, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"])
@@ -276,6 +278,8 @@ def test_labels_beside_the_voxels_are_an_error_with_the_numbers():
     with pytest.raises(BadDataError, match="cover voxels 50 to 56"):
         align(image, far, "majority")
     near = source_of(volume("uint8"), spacing=(1.0, 1.0, 1.0), origin=(2.004, -3.0, 1.0))
+    with pytest.raises(BadDataError, match="only the image does not say how it lies in the body"):
+        align(image, source_of(volume("uint8"), spacing=(1.0, 1.0, 1.0), affine=np.eye(4)), "majority")
     part, labels, told = align(image, near, "majority")
     assert part.shape == labels.shape == (1, 4, 4, 8)
     assert told == ["the labels reach beyond the image along z, y, x: that part is left out"]

@@ -129,6 +129,19 @@ def test_nifti_units(tmp_path: Path, unit: str, factor: float) -> None:
         np.testing.assert_allclose(np.diag(source.affine)[:3], np.array([1, 2, 3]) * factor / 1e3)
 
 
+@pytest.mark.parametrize(("side", "origin"), [(1, (-7e3, 6e3, 5e3)), (-1, (0.0, 0.0, 0.0))])
+def test_the_first_voxel_of_a_nifti(tmp_path: Path, side: int, origin: tuple[float, ...]) -> None:
+    """Of an image whose axes run to the left there is no position along x; the affine has it all."""
+    affine = np.diag([side, 2.0, 3.0, 1.0])
+    affine[:3, 3] = 5, 6, -7
+    image = nib.Nifti1Image(noise((4, 5, 6), "u1"), affine)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, tmp_path / "a.nii")
+    with open_image(tmp_path / "a.nii") as source:
+        assert source.origin == origin
+        np.testing.assert_array_equal(source.affine, affine)
+
+
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 @pytest.mark.parametrize(
     ("shape", "axes"),

@@ -89,6 +89,13 @@ def label_voxels(image: ImageSource, labels: ImageSource) -> tuple[list[float], 
                 remedy="bring both to one orientation first, with --orientation",
             )
         return [float(s) for s in np.diag(linear)[::-1]], [float(t) for t in matrix[2::-1, 3]]
+    if (image.affine is None) != (labels.affine is None):
+        without = "image" if image.affine is None else "labels"
+        raise BadDataError(
+            f"labels and image do not lie in one space: only the {without} does not say how it lies in the body",
+            expected="two medical files, or two files without an orientation",
+            remedy="convert one of both to the format of the other first",
+        )
     for source, what in ((image, "image"), (labels, "labels")):
         if source.spacing is None:
             raise BadDataError(

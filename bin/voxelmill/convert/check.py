@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import nibabel as nib
-
 from voxelmill.convert.changes import UNIT, Changed, Spec, change
 from voxelmill.convert.request import Request
 from voxelmill.errors import BadDataError, Faults
@@ -21,8 +19,8 @@ from voxelmill.fit import (
     shown_spacing,
 )
 from voxelmill.formats import ImageSource
+from voxelmill.formats.nifti import header_unit, read_header
 from voxelmill.formats.spacing import Triple, checked, micrometres_per
-from voxelmill.formats.streams import GZIP, open_stream
 from voxelmill.formats.writing import losses, refuse, written_dtype
 from voxelmill.image import Box
 from voxelmill.overlay import (
@@ -183,10 +181,4 @@ def file_unit(source: ImageSource) -> float:
             expected="NIfTI, MHA or NRRD, whose numbers may be meant in another unit",
             remedy="give the voxel size as well: --spacing z,y,x or the column spacing",
         )
-    with open(source.path, "rb") as handle:
-        bits = GZIP if handle.read(2) == b"\x1f\x8b" else None
-    with open_stream(source.path, bits) as stream:
-        head = stream.read(540)
-    kind, length = (nib.Nifti2Header, 540) if head[4:7] == b"n+2" else (nib.Nifti1Header, 348)
-    code = int(kind(head[:length], check=False)["xyzt_units"]) & 7
-    return {1: 1e6, 3: 1.0}.get(code, 1e3)
+    return header_unit(read_header(source.path)[0])

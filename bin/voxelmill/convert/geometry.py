@@ -11,6 +11,7 @@ import numpy as np
 from voxelmill.errors import BadDataError
 from voxelmill.formats.base import ImageSource
 from voxelmill.formats.spacing import Triple, checked
+from voxelmill.formats.world import first_voxel
 
 Forms = tuple[tuple[int, np.ndarray], ...]
 
@@ -141,6 +142,7 @@ def repaired(geometry: Geometry, keep: str) -> Geometry:
     return replace(
         geometry,
         spacing=checked([float(size) for size in sizes[::-1]], origin=keep),
+        origin=first_voxel(affine[:3, :3], affine[:3, 3], MICROMETRES),
         affine=affine,
         forms=((code, rigid), (code, affine)),
     )

@@ -34,6 +34,7 @@ from voxelmill.formats.streams import (
     refuse_layout,
     stream_chunk,
 )
+from voxelmill.formats.world import first_voxel
 
 UNITS = {0: (1e3, "NIfTI, unit unknown read as mm"), 1: (1e6, "NIfTI"), 2: (1e3, "NIfTI"), 3: (1.0, "NIfTI")}
 """Micrometres in the unit that the header's code stands for."""
@@ -57,26 +58,14 @@ def open_nifti(path: Path, selection: Selection = NO_CHOICE, mended: Triple | No
     BadDataError
         Where the header is damaged, has voxel sizes that are none, or announces more than the file holds.
     """
-    with open(path, "rb") as handle:
-        bits = GZIP if handle.read(2) == b"\x1f\x8b" else None
+    raw, bits = read_header(path)
     try:
-        with open_stream(path, bits) as stream:
-            head = stream.read(540)
-    except (DECODER_ERROR, EOFError) as error:
-        raise unreadable(path, error) from error
-    two = head[4:7] == b"n+2"
-    kind, length = (nib.Nifti2Header, 540) if two else (nib.Nifti1Header, 348)
-    if len(head) < length:
-        raise truncated(path, length, len(head))
-    try:
-        raw = kind(head[:length], check=False)
         if mended is not None:
-            raw["pixdim"][1:4] = [size / UNITS.get(int(raw["xyzt_units"]) & 7, (1e3, ""))[0] for size in mended[::-1]]
-            head = raw.binaryblock
+            raw["pixdim"][1:4] = [size / header_unit(raw) for size in mended[::-1]]
         sizes = np.asarray(raw["pixdim"], np.float64)
         shape = tuple(int(n) for n in raw.get_data_shape())
         spacing, factor = read_spacing(sizes, shape, int(raw["xyzt_units"]) & 7, path)
-        header = kind(head[:length], check=True)
+        header = type(raw)(raw.binaryblock, check=True)
         stored = header.get_data_dtype()
         slope, intercept = header.get_slope_inter()
         affine = np.asarray(header.get_best_affine(), np.float64)
@@ -88,6 +77,7 @@ def open_nifti(path: Path, selection: Selection = NO_CHOICE, mended: Triple | No
     dtype = accepted_dtype(stored, path)
     scaling = None if slope is None or (slope, intercept) == (1, 0) else (float(slope), float(intercept or 0.0))
     check_size(path, offset + prod(lengths) * stored.itemsize, bits)
+    origin = first_voxel(affine[:3, :3], affine[:3, 3], factor)
     for matrix in (affine, *(form for _, form in forms)):
         matrix[:3] *= factor / 1e3
     return StreamSource(
@@ -101,6 +91,7 @@ def open_nifti(path: Path, selection: Selection = NO_CHOICE, mended: Triple | No
         forms=forms,
         warnings=list(spacing.warnings),
         axes=names,
+        origin=origin,
         chunk=stream_chunk(lengths, names, bits is not None),
         timepoint=time,
         bits=bits,
@@ -109,6 +100,35 @@ def open_nifti(path: Path, selection: Selection = NO_CHOICE, mended: Triple | No
         lengths=lengths,
         scaling=scaling,
     )
+
+
+def read_header(path: Path) -> tuple[nib.Nifti1Header, int | None]:
+    """The header as it is, which nibabel would mend, and how the file is compressed.
+
+    Raises
+    ------
+    BadDataError
+        Where the file ends inside it or cannot be decoded.
+    """
+    with open(path, "rb") as handle:
+        bits = GZIP if handle.read(2) == b"\x1f\x8b" else None
+    try:
+        with open_stream(path, bits) as stream:
+            head = stream.read(540)
+    except (DECODER_ERROR, EOFError) as error:
+        raise unreadable(path, error) from error
+    kind, length = (nib.Nifti2Header, 540) if head[4:7] == b"n+2" else (nib.Nifti1Header, 348)
+    if len(head) < length:
+        raise truncated(path, length, len(head))
+    try:
+        return kind(head[:length], check=False), bits
+    except (HeaderDataError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def header_unit(header: nib.Nifti1Header) -> float:
+    """Micrometres in the header's unit of length, millimetres where it has none that is known."""
+    return UNITS.get(int(header["xyzt_units"]) & 7, UNITS[0])[0]
 
 
 def orientation_forms(header: nib.Nifti1Header) -> tuple[tuple[int, np.ndarray], ...]:

@@ -35,8 +35,7 @@ def to_ras(
     numpy.ndarray
         4 x 4, voxel index (x, y, z) to millimetres, right, anterior, superior.
     tuple of float
-        Micrometres; zero unless the voxel axes are the file's own axes, since a turned image has no position along z,
-        y and x.
+        See `first_voxel`.
 
     Raises
     ------
@@ -55,6 +54,14 @@ def to_ras(
             expected="three finite directions, none in the plane of the others",
             remedy="correct the file's header",
         )
-    along = np.array_equal(steps, np.diag(np.abs(np.diag(steps))))
+    return affine, first_voxel(steps, position, factor)
+
+
+def first_voxel(steps: np.ndarray, position: np.ndarray, factor: float) -> Triple:
+    """Position of the first voxel along z, y, x in micrometres, out of what `to_ras` takes.
+
+    Zero unless the voxel axes are the file's own axes: a turned image has no position along z, y and x.
+    """
+    along = np.array_equal(steps, np.diag(np.abs(np.diag(steps)))) and np.isfinite(position).all()
     z, y, x = (float(value) * factor for value in position[::-1]) if along else (0.0, 0.0, 0.0)
-    return affine, (z, y, x)
+    return z, y, x
