@@ -14,6 +14,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import tifffile
 import zarr
+from ome_zarr_models.v05 import ImageLabel, Labels
 
 from conftest import ROOT
 from test_pipeline import SMALL, finished
@@ -159,6 +160,14 @@ def test_label_files_lie_where_the_image_lies(run: Path, name: str) -> None:
         (labels.GetDirection(), image.GetDirection()),
     ):
         assert one == pytest.approx(other, rel=1e-6, abs=1e-9)
+
+
+def test_label_stores_are_valid_ngff(run: Path) -> None:
+    for name in IMAGES:
+        store = run / "results" / name / "labels.ome.zarr"
+        Labels.from_zarr(zarr.open_group(store, mode="r"))
+        for layer in ("semantic", "instances"):
+            ImageLabel.from_zarr(zarr.open_group(store / layer, mode="r"))
 
 
 def test_zarr_gets_no_label_files(run: Path) -> None:
