@@ -328,7 +328,8 @@ def test_qform_and_sform_are_repaired():
     assert fixed.forms[1][0] == 1
     plain = np.diag([1.0, 2.0, 3.0, 1.0])
     plain[:3, 3] = 4, 5, 6
-    assert repaired(Geometry((1.0,) * 3, (9.0,) * 3, right, ((1, plain), (2, right))), "qform").origin == (6e3, 5e3, 4e3)
+    moved = repaired(Geometry((1.0,) * 3, (9.0,) * 3, right, ((1, plain), (2, right))), "qform")
+    assert moved.origin == (6e3, 5e3, 4e3)
     unset = Geometry((1.0,) * 3, (0.0,) * 3, right, ((0, np.eye(4)), (2, right)))
     assert not disagree(unset.forms, SHAPE)
     assert repaired(unset, "sform").forms[0][0] == 2

@@ -270,6 +270,16 @@ def write_set(folder: Path, volume: np.ndarray, kind: str = "full", **options: o
     return names
 
 
+def test_files_of_a_set_go_by_their_names(tmp_path: Path) -> None:
+    """Of two files with one identifier a reader that goes by identifiers takes the first for both."""
+    volume = noise((3, 4, 16, 17))
+    for name in write_set(tmp_path, volume):
+        text = tifffile.tiffcomment(tmp_path / name)
+        tifffile.tiffcomment(tmp_path / name, text.replace("urn:uuid:2<", "urn:uuid:1<").encode())
+    with open_image(tmp_path) as source:
+        np.testing.assert_array_equal(all_of(source), volume)
+
+
 @pytest.mark.parametrize("kind", ["full", "master", "companion"])
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib", "rowsperstrip": 3}, {"byteorder": ">"}])
 def test_sets_equal_tifffile(tmp_path: Path, kind: str, options: dict) -> None:
