@@ -272,7 +272,7 @@ def write_set(folder: Path, volume: np.ndarray, kind: str = "full", **options: o
 
 def test_files_of_a_set_go_by_their_names(tmp_path: Path) -> None:
     """Of two files with one identifier a reader that goes by identifiers takes the first for both."""
-    volume = noise((3, 4, 16, 17))
+    volume = noise((3, 5, 8, 9))
     for name in write_set(tmp_path, volume):
         text = tifffile.tiffcomment(tmp_path / name)
         tifffile.tiffcomment(tmp_path / name, text.replace("urn:uuid:2<", "urn:uuid:1<").encode())
