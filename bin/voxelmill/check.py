@@ -34,7 +34,7 @@ from voxelmill.formats.base import damage_told
 from voxelmill.image import Box
 from voxelmill.model.config import ModelConfig
 from voxelmill.overlay import fit_labels
-from voxelmill.samplesheet import UNUSED, LabelFile, Rejected, Row, printable, read_sheet, rows_of_images
+from voxelmill.samplesheet import UNUSED, LabelFile, Rejected, Row, plain_cell, printable, read_sheet, rows_of_images
 
 STEP_BYTES = 64 << 20
 
@@ -149,13 +149,13 @@ def with_all_faults(error: VoxelmillError) -> VoxelmillError:
 
 
 def write_faults(path: Path, faults: Iterable[VoxelmillError]) -> None:
-    """All faults as CSV. Cells that a spreadsheet would take for a formula get an apostrophe in front."""
+    """All faults as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("sample", "file", "what is wrong", "what was expected", "what to do"))
     for fault in faults:
         cells = (str(cell or "") for cell in (fault.sample, fault.file, fault.found, fault.expected, fault.remedy))
-        writer.writerow([f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell for cell in cells])
+        writer.writerow(map(plain_cell, cells))
     write_bytes(path, text.getvalue().encode())
 
 

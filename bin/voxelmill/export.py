@@ -14,6 +14,7 @@ from voxelmill.errors import BadDataError
 from voxelmill.files import atomic_path
 from voxelmill.formats.bands import Part, band_step, write_bands
 from voxelmill.formats.planes import STRIP_ROWS, Description, ImageWriter
+from voxelmill.formats.spacing import triple
 from voxelmill.formats.writing import FORMATS, write_errors
 from voxelmill.grid import INSTANCES, LabelGrid
 from voxelmill.image import Box, ImageInfo, cut_box, whole
@@ -237,13 +238,13 @@ def describe(file: LabelFile, grid: LabelGrid, info: ImageInfo) -> Description:
         for matrix in (affine, *moved):
             matrix[:3, 3] += matrix[:3, :3] @ first[::-1]
         forms = tuple(zip(codes, moved, strict=True))
-    spacing = None if grid.unit == "pixel" else (grid.spacing[0], grid.spacing[1], grid.spacing[2])
+    spacing = None if grid.unit == "pixel" else triple(grid.spacing)
     return Description(
         name=f"{grid.sample}.{file.name}",
         shape=(1, grid.shape[0], grid.shape[1], grid.shape[2]),
         dtype=np.dtype(file.dtype),
         spacing=spacing,
-        origin=(0.0, 0.0, 0.0) if spacing is None else (grid.origin[0], grid.origin[1], grid.origin[2]),
+        origin=(0.0, 0.0, 0.0) if spacing is None else triple(grid.origin),
         affine=affine,
         forms=forms,
         labels=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from nibabel.orientations import aff2axcodes
 
 from voxelmill.errors import BadDataError, Faults
 from voxelmill.fit import (
@@ -21,6 +20,7 @@ from voxelmill.fit import (
 )
 from voxelmill.formats import ImageSource
 from voxelmill.formats.spacing import Triple
+from voxelmill.formats.world import orientation
 from voxelmill.image import Box
 from voxelmill.samplesheet import Row, printable
 from voxelmill.schedule import estimate_given
@@ -114,7 +114,7 @@ def shown_shape(source: ImageSource) -> str:
 
 def refuse_orientation(image: ImageSource, labels: ImageSource) -> None:
     """Raise BadDataError where the voxel axes of two medical files point to different sides of the body."""
-    here, there = orientation(labels), orientation(image)
+    here, there = orientation(labels.affine), orientation(image.affine)
     if here and there and here != there:
         raise BadDataError(
             f"the axes of the labels run {here}, those of the image {there} (x, y, z)",
@@ -123,15 +123,10 @@ def refuse_orientation(image: ImageSource, labels: ImageSource) -> None:
         )
 
 
-def orientation(source: ImageSource) -> str:
-    """Where a file's voxel axes x, y, z run, such as ``RAS``; empty where it does not say."""
-    return "" if source.affine is None else "".join(code or "?" for code in aff2axcodes(source.affine))
-
-
 def refuse_position(image: ImageSource, labels: ImageSource) -> None:
     """Raise BadDataError where both files say where their first voxel is, and that is not the same place."""
     apart = voxels_apart(image, labels)
-    if apart is None or max(map(abs, apart)) <= MAX_SHIFT or orientation(image) != orientation(labels):
+    if apart is None or max(map(abs, apart)) <= MAX_SHIFT or orientation(image.affine) != orientation(labels.affine):
         return
     shown = ", ".join(f"{axis} {value:+.2f}" for axis, value in zip("zyx", apart, strict=True))
     raise BadDataError(

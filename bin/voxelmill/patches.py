@@ -18,7 +18,7 @@ from voxelmill.errors import BadDataError, InputMissingError
 from voxelmill.files import read_json, write_json
 from voxelmill.formats import open_image
 from voxelmill.formats.base import ImageSource
-from voxelmill.formats.spacing import Triple
+from voxelmill.formats.spacing import triple
 from voxelmill.formats.writing import write_image
 from voxelmill.image import Box, StoredImage, slices, staged_image
 from voxelmill.plan import Axis, Plan
@@ -215,11 +215,6 @@ def padded(image: StoredImage, patch: Patch) -> Padded:
         image=image,
         box=patch.box,
     )
-
-
-def triple(values: tuple[float, ...]) -> Triple:
-    z, y, x = values
-    return z, y, x
 
 
 def as_czyx(shape: tuple[int, ...]) -> tuple[int, int, int, int]:

@@ -344,6 +344,11 @@ def unique_id(name: str, taken: set[str]) -> str:
     return unique
 
 
+def plain_cell(text: str) -> str:
+    """A user's text for a cell of a table, with an apostrophe in front of what a spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def printable(text: str) -> str:
     """A user's text for one line of a message: no control characters, at most 100 characters, valid UTF-8."""
     clean = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

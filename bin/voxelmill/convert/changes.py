@@ -12,9 +12,10 @@ from voxelmill.convert.align import align
 from voxelmill.convert.geometry import Geometry, disagree, repaired, rescaled, respaced
 from voxelmill.convert.request import Request
 from voxelmill.convert.resampling import resample, resample_labels
-from voxelmill.convert.views import crop, describe, orientation_of, pick, reorient, without_size
+from voxelmill.convert.views import crop, describe, pick, reorient, without_size
 from voxelmill.formats.base import ImageSource
 from voxelmill.formats.spacing import Triple
+from voxelmill.formats.world import orientation
 from voxelmill.image import Box
 
 GIVEN = ("samplesheet", "--spacing")
@@ -118,8 +119,8 @@ def change(images: Sequence[ImageSource], labels: ImageSource | None, request: R
         image, labels, told = align(image, labels, request.label_resampling)
         done.append("labels and image on one grid")
         warnings += told
-    if request.codes is not None and request.codes != orientation_of(image):
-        before = orientation_of(image)
+    before = orientation(image.affine)
+    if request.codes is not None and request.codes != before:
         image = reorient(image, request.codes)
         labels = None if labels is None else reorient(labels, request.codes)
         done.append(f"orientation {before} to {request.codes}")

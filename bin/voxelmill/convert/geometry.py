@@ -10,7 +10,7 @@ import numpy as np
 
 from voxelmill.errors import BadDataError
 from voxelmill.formats.base import ImageSource
-from voxelmill.formats.spacing import Triple, checked
+from voxelmill.formats.spacing import Triple, checked, triple
 from voxelmill.formats.world import first_voxel
 
 Forms = tuple[tuple[int, np.ndarray], ...]
@@ -156,8 +156,3 @@ def disagree(forms: Forms, shape: Sequence[int]) -> bool:
     ends = np.array([[i, j, k, 1] for i in (0, shape[2] - 1) for j in (0, shape[1] - 1) for k in (0, shape[0] - 1)])
     distance = np.linalg.norm((ends @ (one - other).T)[:, :3], axis=1).max()
     return bool(distance > 0.5 * np.linalg.norm(other[:3, :3], axis=0).min())
-
-
-def triple(values: Sequence[float] | object) -> Triple:
-    z, y, x = values  # type: ignore[misc]
-    return float(z), float(y), float(x)

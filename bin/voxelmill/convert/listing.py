@@ -11,6 +11,7 @@ from typing import Any
 from voxelmill.errors import TemporaryError
 from voxelmill.files import read_json, sha256_file, write_bytes
 from voxelmill.report.outputs import CHECKSUMS, RUN, Checksum, checksum_lines
+from voxelmill.samplesheet import plain_cell
 
 SHEET, TABLE = "samples.csv", "converted.csv"
 
@@ -18,9 +19,6 @@ COLUMNS = (
     "sample", "what", "source", "target", "shape_czyx", "dtype", "spacing_um_zyx", "origin_um_zyx", "changes",
     "source_sha256", "target_sha256",
 )  # fmt: skip
-
-RISKY = ("=", "+", "-", "@", "\t", "\r")
-"""What makes a formula of a cell in a spreadsheet."""
 
 
 def list_converted(samples: Path, results: Path, skip_bad: bool, out: Path) -> list[Path]:
@@ -119,9 +117,7 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n", restval="")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: plain(value) if name in ("source", "group") else value for name, value in row.items()})
+        writer.writerow(
+            {name: plain_cell(value) if name in ("source", "group") else value for name, value in row.items()}
+        )
     return text.getvalue()
-
-
-def plain(text: str) -> str:
-    return f"'{text}" if text.startswith(RISKY) else text

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,11 +21,11 @@ from fractions import Fraction
 import numpy as np
 from scipy.ndimage import spline_filter1d
 
-from voxelmill.convert.geometry import Geometry, regrid, triple
+from voxelmill.convert.geometry import Geometry, regrid
 from voxelmill.convert.views import View, view
 from voxelmill.errors import BadDataError
 from voxelmill.formats.base import ImageSource
-from voxelmill.formats.spacing import Triple
+from voxelmill.formats.spacing import Triple, triple
 from voxelmill.image import Box, cut_box
 from voxelmill.model.resample import Resampling, interpolate
 from voxelmill.reader import BRICK, HALO
@@ -111,8 +112,8 @@ def exact_ratio(new: float, old: float, n_in: int) -> Fraction:
 
 
 @dataclass(kw_only=True)
-class Resampled(View):
-    """An image on other voxels, by interpolation or by the mean of the voxels underneath."""
+class Stepped(View):
+    """An image on other voxels, computed in parts that fit into memory."""
 
     grid: tuple[Axis, ...] = field(repr=False)
 
@@ -120,19 +121,36 @@ class Resampled(View):
         out = np.empty([stop - start for start, stop in box], self.dtype)
         for part in cut_box(box, step_side(box, [axis.coarser for axis in self.grid], STEP_VOXELS)):
             at = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(part, box, strict=True))
-            out[at] = self._part(channel, part)
+            taps = [axis.weigh(np.arange(*pair)) for axis, pair in zip(self.grid, part, strict=True)]
+            inside = tuple((int(positions.min()), int(positions.max()) + 1) for positions, _ in taps)
+            rows = [positions - start for (positions, _), (start, _) in zip(taps, inside, strict=True)]
+            out[at] = self._part(self.source.read(channel, inside), rows, [weights for _, weights in taps])
         return out
 
-    def _part(self, channel: int, box: Box) -> np.ndarray:
-        taps = [axis.weigh(np.arange(*pair)) for axis, pair in zip(self.grid, box, strict=True)]
-        inside = tuple((int(positions.min()), int(positions.max()) + 1) for positions, _ in taps)
-        raw = self.source.read(channel, inside)
+    @abstractmethod
+    def _part(self, raw: np.ndarray, rows: list[np.ndarray], weights: list[np.ndarray]) -> np.ndarray:
+        """New voxels out of old ones.
+
+        Parameters
+        ----------
+        raw : numpy.ndarray
+            Old voxels z, y, x.
+        rows, weights : list of numpy.ndarray
+            Along each axis the indices into ``raw`` and the weights of what a new voxel touches, (taps, new voxels).
+        """
+
+
+@dataclass(kw_only=True)
+class Resampled(Stepped):
+    """An image on other voxels, by interpolation or by the mean of the voxels underneath."""
+
+    def _part(self, raw: np.ndarray, rows: list[np.ndarray], weights: list[np.ndarray]) -> np.ndarray:
         if all(axis.kind == NEAREST for axis in self.grid):
-            return raw[np.ix_(*(p[0] - start for (p, _), (start, _) in zip(taps, inside, strict=True)))]
+            return raw[np.ix_(*(row[0] for row in rows))]
         values = raw.astype(np.float64)
-        for i, ((positions, weights), (start, _)) in enumerate(zip(taps, inside, strict=True)):
-            total = weights.sum(axis=0) if self.grid[i].kind == AREA else 1.0
-            values = interpolate(values, i, positions - start, weights / total)
+        for i, (row, own) in enumerate(zip(rows, weights, strict=True)):
+            total = own.sum(axis=0) if self.grid[i].kind == AREA else 1.0
+            values = interpolate(values, i, row, own / total)
         return as_dtype(values, self.dtype)
 
 
@@ -224,32 +242,19 @@ class Splined(View):
 
 
 @dataclass(kw_only=True)
-class Voted(View):
+class Voted(Stepped):
     """Labels on larger voxels: the label with the largest part of each, the smallest of those with equal parts."""
 
-    grid: tuple[Axis, ...] = field(repr=False)
-
-    def _read(self, channel: int, box: Box) -> np.ndarray:
-        out = np.empty([stop - start for start, stop in box], self.dtype)
-        for part in cut_box(box, step_side(box, [axis.coarser for axis in self.grid], STEP_VOXELS)):
-            at = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(part, box, strict=True))
-            out[at] = self._part(channel, part)
-        return out
-
-    def _part(self, channel: int, box: Box) -> np.ndarray:
-        taps = [axis.weigh(np.arange(*pair)) for axis, pair in zip(self.grid, box, strict=True)]
-        inside = tuple((int(positions.min()), int(positions.max()) + 1) for positions, _ in taps)
-        raw = self.source.read(channel, inside)
+    def _part(self, raw: np.ndarray, rows: list[np.ndarray], weights: list[np.ndarray]) -> np.ndarray:
         if raw.min() == raw.max():
-            return np.full([stop - start for start, stop in box], raw.flat[0])
-        rows = [positions - start for (positions, _), (start, _) in zip(taps, inside, strict=True)]
+            return np.full([row.shape[1] for row in rows], raw.flat[0])
         lowest = highest = raw
         for i, own in enumerate(rows):
             lowest = functools.reduce(np.minimum, (lowest.take(row, i) for row in own))
             highest = functools.reduce(np.maximum, (highest.take(row, i) for row in own))
         # Most voxels lie inside one label; votes are counted where they do not.
         mixed = np.nonzero(lowest != highest)
-        shares = [weights.astype(np.int64) for _, weights in taps]
+        shares = [own.astype(np.int64) for own in weights]
         votes = list(itertools.product(*(range(len(row)) for row in rows)))
         step = max(1, STEP_VOTES // len(votes))
         for first in range(0, len(mixed[0]), step):
@@ -320,12 +325,12 @@ def labels_on(source: ImageSource, grid: tuple[Axis, ...], how: str, spacing: Tr
             Axis(AREA if axis.ratio > 1 else NEAREST, False, axis.n_out, axis.n_in, axis.ratio, axis.start)
             for axis in grid
         )
-    kind: type[Voted | Resampled] = Voted if any(axis.kind == AREA for axis in grid) else Resampled
+    kind: type[Stepped] = Voted if any(axis.kind == AREA for axis in grid) else Resampled
     return on_grid(kind, source, grid, spacing)
 
 
 def on_grid(
-    kind: type[Resampled | Splined | Voted], source: ImageSource, grid: tuple[Axis, ...], spacing: Triple | None
+    kind: type[Stepped | Splined], source: ImageSource, grid: tuple[Axis, ...], spacing: Triple | None
 ) -> ImageSource:
     """A view on new voxels, with the geometry that belongs to them."""
     scale = [float(axis.ratio) for axis in grid]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import numpy as np
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt2axcodes, ornt_transform
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from voxelmill.convert.geometry import Geometry, regrid
 from voxelmill.errors import BadDataError
@@ -202,13 +202,6 @@ def reorient(source: ImageSource, codes: str) -> ImageSource:
         order=tuple(order),
         flipped=tuple(flipped),
     )
-
-
-def orientation_of(source: ImageSource) -> str:
-    """Such as ``RAS``; empty without an affine."""
-    if source.affine is None:
-        return ""
-    return "".join(code or "?" for code in ornt2axcodes(io_orientation(source.affine)))
 
 
 @dataclass(kw_only=True)

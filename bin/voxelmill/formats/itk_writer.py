@@ -11,7 +11,7 @@ from voxelmill.formats.deflate import JoinedStream, raw_piece
 from voxelmill.formats.metaimage import open_metaimage
 from voxelmill.formats.nifti_writer import verify_tail
 from voxelmill.formats.nrrd import open_nrrd
-from voxelmill.formats.planes import Description, Piece, PlaneWriter, not_as_written
+from voxelmill.formats.planes import Description, Piece, PlaneWriter
 from voxelmill.formats.world import LPS
 
 MET_TYPES = {
@@ -66,12 +66,7 @@ class ItkWriter(PlaneWriter):
     def verify(self) -> None:
         verify_tail(self.path, self._start + self._stream.size, self._stream.tail)
         with open_nrrd(self.path) if self._nrrd else open_metaimage(self.path) as source:
-            if source.shape != self.what.shape or source.dtype != self.dtype:
-                raise not_as_written(
-                    self.path,
-                    f"{source.shape} of {source.dtype}",
-                    f"{self.what.shape} of {self.dtype.newbyteorder('=')}",
-                )
+            self.compare(source.shape, source.dtype)
 
 
 def metaimage_header(what: Description, size: int) -> bytes:

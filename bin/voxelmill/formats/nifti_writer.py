@@ -75,12 +75,7 @@ class NiftiWriter(PlaneWriter):
         size, tail = whole_file(self._stream, self._offset, self.what, self._tail)
         verify_tail(self.path, size, tail)
         with open_nifti(self.path, NO_CHOICE) as source:
-            if source.shape != self.what.shape or source.dtype != self.dtype:
-                raise not_as_written(
-                    self.path,
-                    f"{source.shape} of {source.dtype}",
-                    f"{self.what.shape} of {self.dtype.newbyteorder('=')}",
-                )
+            self.compare(source.shape, source.dtype)
 
 
 def whole_file(stream: JoinedStream | None, offset: int, what: Description, tail: bytes) -> tuple[int, bytes]:

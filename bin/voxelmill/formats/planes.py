@@ -143,6 +143,12 @@ class ImageWriter(ABC):
     def verify(self) -> None:
         """Open the closed file again; WriteFailedError where it does not hold what was written."""
 
+    def compare(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        """WriteFailedError where the file that was opened again has another shape or type."""
+        if shape != self.what.shape or dtype != self.dtype:
+            expected = f"{self.what.shape} of {self.dtype.newbyteorder('=')}"
+            raise not_as_written(self.path, f"{shape} of {dtype}", expected)
+
     def __enter__(self) -> ImageWriter:
         return self
 

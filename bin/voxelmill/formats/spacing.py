@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,12 @@ class Spacing:
     value: Triple | None = None
     origin: str = ""
     warnings: tuple[str, ...] = ()
+
+
+def triple(values: Iterable[float]) -> Triple:
+    """Three numbers along z, y, x."""
+    z, y, x = values
+    return float(z), float(y), float(x)
 
 
 def micrometres_per(unit: str) -> float | None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from nibabel.orientations import aff2axcodes
 
 from voxelmill.errors import BadDataError
 from voxelmill.formats.spacing import Triple
 
 LPS = (-1.0, -1.0, 1.0)
 """What turns left, posterior, superior into NIfTI's right, anterior, superior."""
+
+
+def orientation(affine: np.ndarray | None) -> str:
+    """Sides of the body that the voxel axes x, y, z run to, such as ``RAS``; empty without an affine."""
+    return "" if affine is None else "".join(code or "?" for code in aff2axcodes(affine))
 
 
 def to_ras(

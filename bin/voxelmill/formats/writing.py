@@ -10,8 +10,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,59 +85,26 @@ class Target:
     names: bool = False
 
 
+PLACED: dict[str, Any] = {"orientation": True, "origin": True}
+"""What the medical formats hold."""
+
+PICTURE: dict[str, Any] = {"channels": (1, 3), "single": True, "spacing": False}
+
 FORMATS = {
     target.name: target
     for target in (
         Target("ome-zarr", ".ome.zarr", ALL_TYPES, None, folder=True, origin=True, names=True),
-        Target(
-            "ome-tiff",
-            ".ome.tif",
-            tuple(OME_TYPES),
-            lambda path, what: TiffWriter(path, what, imagej=False),
-            names=True,
-        ),
-        Target("imagej", ".tif", IMAGEJ_TYPES, lambda path, what: TiffWriter(path, what, imagej=True), limit=LIMIT),
+        Target("ome-tiff", ".ome.tif", tuple(OME_TYPES), partial(TiffWriter, imagej=False), names=True),
+        Target("imagej", ".tif", IMAGEJ_TYPES, partial(TiffWriter, imagej=True), limit=LIMIT),
         Target("tiff", ".tif", tuple(OME_TYPES), TiffWriter),
         Target("slices", "", tuple(OME_TYPES), SlicesWriter, folder=True, channels=(1, 3)),
-        Target("nifti", ".nii.gz", ALL_TYPES, NiftiWriter, orientation=True, origin=True),
-        Target(
-            "nii",
-            ".nii",
-            ALL_TYPES,
-            lambda path, what: NiftiWriter(path, what, compressed=False),
-            orientation=True,
-            origin=True,
-        ),
-        Target(
-            "mha",
-            ".mha",
-            ALL_TYPES,
-            lambda path, what: ItkWriter(path, what, nrrd=False),
-            orientation=True,
-            origin=True,
-        ),
-        Target(
-            "nrrd",
-            ".nrrd",
-            ALL_TYPES,
-            lambda path, what: ItkWriter(path, what, nrrd=True),
-            orientation=True,
-            origin=True,
-        ),
+        Target("nifti", ".nii.gz", ALL_TYPES, NiftiWriter, **PLACED),
+        Target("nii", ".nii", ALL_TYPES, partial(NiftiWriter, compressed=False), **PLACED),
+        Target("mha", ".mha", ALL_TYPES, partial(ItkWriter, nrrd=False), **PLACED),
+        Target("nrrd", ".nrrd", ALL_TYPES, partial(ItkWriter, nrrd=True), **PLACED),
         Target("hdf5", ".h5", ALL_TYPES, Hdf5Writer, origin=True, names=True),
-        Target("png", ".png", ("uint8", "uint16"), PngWriter, channels=(1, 3), single=True, spacing=False),
-        Target(
-            "jpeg",
-            ".jpg",
-            ("uint8",),
-            JpegWriter,
-            channels=(1, 3),
-            single=True,
-            longest=65_500,
-            limit=1 << 28,
-            lossy=True,
-            spacing=False,
-        ),
+        Target("png", ".png", ("uint8", "uint16"), PngWriter, **PICTURE),
+        Target("jpeg", ".jpg", ("uint8",), JpegWriter, longest=65_500, limit=1 << 28, lossy=True, **PICTURE),
     )
 }
 """``tiff`` is ImageJ's TIFF where that can carry the image, else OME-TIFF."""
