@@ -249,13 +249,12 @@ def test_an_image_must_fit_every_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.nextflow
-@pytest.mark.parametrize("parser", ["v1", "v2"])
-def test_every_model_has_its_tasks_and_one_task_averages_them(parser: str, tmp_path: Path) -> None:
+def test_every_model_has_its_tasks_and_one_task_averages_them(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_text("image")
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     command = ["run", ROOT, "-stub-run", "-resume", "--input", "a.tif", "--stop_after", "predict"]
-    first = nextflow(tmp_path, *command, "--model", "one;two", parser=parser)
+    first = nextflow(tmp_path, *command, "--model", "one;two", parser="v2")
     assert first.returncode == 0, first.stdout
     of_model = [("PLAN_TILES", ""), ("PREDICT_TILES", " 0"), ("STITCH_BLOCKS", " 0")]
     own = {n: {f"{process} (stub1 model {n}{group})" for process, group in of_model} for n in (1, 2)}
@@ -263,10 +262,8 @@ def test_every_model_has_its_tasks_and_one_task_averages_them(parser: str, tmp_p
     before = {"CHECK_INPUT", "IMPORT_IMAGE (stub1)"}
     assert tasks(first.stdout, "Submitted") - {"PACK_MODEL (1)", "PACK_MODEL (2)"} == own[1] | own[2] | behind | before
 
-    if parser == "v1":
-        return
     (tmp_path / "two" / "new").touch()
-    second = nextflow(tmp_path, *command, "--model", "one;two", parser=parser)
+    second = nextflow(tmp_path, *command, "--model", "one;two", parser="v2")
     again = tasks(second.stdout, "Submitted")
     assert again >= own[2] | {"AVERAGE_MODELS (stub1)"}
     assert not again & own[1]
