@@ -120,7 +120,7 @@ def test_values_and_types_come_back(tmp_path, target, kind, dtype):
 
 COLOURED = {
     "ome-tiff": ("uint8", "uint16"), "imagej": ("uint8",), "tiff": ("uint8",), "png": ("uint8", "uint16"),
-    "slices": ("uint8", "uint16"), "nrrd": TYPES,
+    "slices": ("uint8", "uint16"), "nrrd": TYPES, "ome-zarr": TYPES,
 }  # fmt: skip
 """Where an image of red, green and blue is known for one when it is read again."""
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from voxelmill.errors import BadDataError
 from voxelmill.fit import CheckOptions, parse_spacing
-from voxelmill.formats import NIFTI, NIFTI_GZ, identify, open_image
+from voxelmill.formats import identify, open_image
 from voxelmill.formats.base import ImageSource, Selection
+from voxelmill.formats.identify import NIFTI, NIFTI_GZ
 from voxelmill.formats.nifti import open_nifti
 from voxelmill.formats.spacing import Triple
 from voxelmill.samplesheet import Row

@@ -186,6 +186,7 @@ def _open_multiscale(path: Path, prefix: str, multiscale: dict, ngff: dict, sele
     channel_names = all_named(labels, shape_czyx(names, tuple(metadata["shape"]))[0])
     kind = f"OME-Zarr {version}".strip()
     source = _source(path, inside, names, metadata, kind, spacing, origin, selection.timepoint, channel_names)
+    source.rgb = tuple(map(str.lower, channel_names)) == ("red", "green", "blue")
     source.label_names = label_names(ngff.get("image-label"))
     return source
 

@@ -21,6 +21,7 @@ import numpy as np
 from voxelmill.errors import BadDataError, InputMissingError, UsageError
 from voxelmill.formats.base import ImageSource, Selection, bad_axes, truncated
 from voxelmill.formats.handles import Handles, Workers
+from voxelmill.formats.identify import JPEG, PNG, TIFF, identify
 from voxelmill.formats.picture import open_jpeg, open_png
 from voxelmill.formats.spacing import Triple
 from voxelmill.formats.tiff import open_tiff
@@ -34,8 +35,7 @@ KEPT = 8
 """Files that stay open."""
 
 LISTED = 8
-TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-PICTURES: dict[bytes, Callable[[Path, Selection], ImageSource]] = {b"\x89PNG": open_png, b"\xff\xd8\xff": open_jpeg}
+PICTURES: dict[str, Callable[[Path, Selection], ImageSource]] = {PNG: open_png, JPEG: open_jpeg}
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def open_folder(path: Path, selection: Selection) -> ImageSource:
         Where a file is no slice, is not like the first, or the names do not say the order.
     """
     files = slice_files(path)
-    tiffs = [file for file in files if _starts(file) in TIFF_STARTS]
+    tiffs = [file for file in files if identify(file) == TIFF]
     if tiffs and describes_set(tiffs[0]):
         return open_set(path, [tiffs[0], *(file for file in files if file != tiffs[0])], selection)
     for name in ("series", "timepoint", "level"):
@@ -161,11 +161,6 @@ def slice_files(folder: Path) -> list[Path]:
     if not found:
         raise InputMissingError("the folder is empty", file=folder, expected="one file per plane")
     return found
-
-
-def _starts(path: Path) -> bytes:
-    with open(path, "rb") as handle:
-        return handle.read(4)
 
 
 def natural_order(files: Sequence[Path], folder: Path) -> tuple[list[Path], list[str]]:
@@ -252,21 +247,20 @@ def _lost(numbers: Sequence[int], step: int) -> Iterator[int]:
 
 def _open_plane(path: Path) -> ImageSource:
     """Open one file; what it lacks to be a plane is an error."""
-    start = _starts(path)
-    if start in TIFF_STARTS:
+    kind = identify(path)
+    if kind == TIFF:
         source: ImageSource = open_tiff(path, Selection())
         if isinstance(source, TiffSource):
             source.workers.count = 1
     else:
-        reader = next((reader for magic, reader in PICTURES.items() if start.startswith(magic)), None)
-        if reader is None:
+        if kind not in PICTURES:
             raise BadDataError(
-                "a file in a folder of slices that is no slice",
+                f"a file in a folder of slices that is no slice: it holds {kind}",
                 file=path,
                 expected="TIFF, PNG or JPEG files and nothing else",
                 remedy="move it away",
             )
-        source = reader(path, Selection())
+        source = PICTURES[kind](path, Selection())
     if source.shape[1] != 1:
         source.close()
         raise BadDataError(
@@ -324,7 +318,7 @@ class _Likeness:
         self.warnings: list[str] = []
 
     def plane(self, path: Path) -> Plane:
-        if self.key is not None and _starts(path) in TIFF_STARTS:
+        if self.key is not None and identify(path) == TIFF:
             tif, pages = open_checked(path)
             with tif:
                 page: Any = tif.pages.first
