@@ -98,6 +98,7 @@ LABELS = st.lists(st.integers(1, 3), min_size=1, max_size=3, unique=True).map(la
     blocks=st.tuples(*[st.integers(1, 3)] * 3),
     steps=st.lists(st.builds(Step, LABELS, st.integers(0, 3)), min_size=1, max_size=3),
 )
+@example(seed=172, shape=(1, 1, 35), density=0.5, blocks=(1, 1, 1), steps=[Step((1, 3))])
 @example(seed=1, shape=(33, 40, 50), density=0.08, blocks=(2, 2, 2), steps=[Step((1, 2, 3)), Step((1,)), Step((2,), 1)])
 def test_equal_to_nnunet_on_the_whole_volume(
     seed: int,

@@ -21,6 +21,7 @@ DISTRIBUTIONS = {
     "cc3d": "connected-components-3d",
     "PIL": "pillow",
     "markdown_it": "markdown-it-py",
+    "nrrd": "pynrrd",
     "skimage": "scikit-image",
 }
 

@@ -108,13 +108,15 @@ def label_shard(labels: np.ndarray, grid: LabelGrid, joining: Joining) -> Labell
     if grid.kind == INSTANCES:
         return label_given(labels)
     by_class = joining.components_of == CLASS and len(grid.values) > 1
+    mask = labels if by_class else labels != 0
+    if sorted(labels.shape)[1] == 1:
+        # cc3d 4.1.1 allows for too few components in a line of voxels, and raises; with a second line it does not.
+        mask = np.pad(mask, [(0, 0), (0, 1), (0, 0)] if labels.shape[1] == 1 else [(0, 0), (0, 0), (0, 1)])
     components, count = cc3d.connected_components(
-        labels if by_class else labels != 0,
-        connectivity=joining.connectivity,
-        binary_image=not by_class,
-        return_N=True,
+        mask, connectivity=joining.connectivity, binary_image=not by_class, return_N=True
     )
-    return Labelling(components, int(count), np.empty(0, np.int64))
+    components = components[tuple(slice(n) for n in labels.shape)]
+    return Labelling(np.ascontiguousarray(components), int(count), np.empty(0, np.int64))
 
 
 def label_given(labels: np.ndarray) -> Labelling:
