@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,6 +25,9 @@ MISMATCH, REMARKABLE = 3.0, 1.5
 
 DIFFERENT = 1.01
 """Ratio of a given spacing and the file's from which on the user is told."""
+
+PREVIEW = 256
+"""Voxels of a preview on each axis; with a model it is two of its windows."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,50 @@ class Fit:
     intensity: str
     estimate: Estimate
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the user chose of a sample, or its file says; as in :class:`Fit`."""
+
+    channels: tuple[int, ...] = ()
+    spacing: Triple = (1.0, 1.0, 1.0)
+    unit: str = "pixel"
+    origin: str = ""
+    box: Box | None = None
+    warnings: tuple[str, ...] = ()
+
+
+SpacingRule = Callable[[Row, CheckOptions, Sequence[ImageSource]], tuple[Triple, str, str, list[str]]]
+
+
+def chosen_of(
+    row: Row, images: Sequence[ImageSource], options: CheckOptions, rule: SpacingRule, faults: Faults
+) -> Chosen:
+    """What is chosen of a sample for which no model decides.
+
+    Parameters
+    ----------
+    row : Row
+    images : sequence of ImageSource
+        One file with all channels, or one per channel.
+    options : CheckOptions
+    rule : callable
+        Spacing (z, y, x), unit, origin and warnings out of row, options and images.
+    faults : Faults
+        Collects what is wrong.
+    """
+    chosen = Chosen()
+    with faults.collect():
+        channels = named_channels(images, row.get("channel") or options.channel)
+        chosen = replace(chosen, channels=channels)
+    with faults.collect():
+        spacing, unit, origin, told = rule(row, options, images)
+        chosen = replace(chosen, spacing=spacing, unit=unit, origin=origin, warnings=tuple(told))
+    with faults.collect():
+        box, told = choose_box(images[0].shape[1:], options, (PREVIEW,) * 3)
+        chosen = replace(chosen, box=box, warnings=(*chosen.warnings, *told))
+    return chosen
 
 
 def fit_model(

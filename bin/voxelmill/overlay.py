@@ -11,9 +11,8 @@ from voxelmill.fit import (
     DIFFERENT,
     CheckOptions,
     Fit,
-    choose_box,
+    chosen_of,
     extent_of,
-    named_channels,
     ratio,
     resolve_spacing,
     shown_spacing,
@@ -21,15 +20,11 @@ from voxelmill.fit import (
 from voxelmill.formats import ImageSource
 from voxelmill.formats.spacing import Triple
 from voxelmill.formats.world import orientation
-from voxelmill.image import Box
 from voxelmill.samplesheet import Row, printable
 from voxelmill.schedule import estimate_given
 
 MAX_SHIFT = 0.501
 """Voxels between the first voxels of image and labels; half a one is a convention, of corners instead of centres."""
-
-PREVIEW = 256
-"""Voxels of a preview on each axis; with a model it is two of its windows."""
 
 
 def fit_labels(row: Row, files: Sequence[ImageSource], options: CheckOptions, faults: Faults) -> Fit:
@@ -47,33 +42,26 @@ def fit_labels(row: Row, files: Sequence[ImageSource], options: CheckOptions, fa
     """
     *images, labels = files
     first = images[0]
-    warnings: list[str] = []
-    channels: tuple[int, ...] = ()
-    with faults.collect():
-        channels = named_channels(images, row.get("channel") or options.channel)
-    spacing, unit, origin = (1.0, 1.0, 1.0), "pixel", ""
-    with faults.collect():
-        spacing, unit, origin, told = resolve_spacing(row, options, images)
-        warnings += told
-    box: Box | None = None
-    with faults.collect():
-        box, told = choose_box(first.shape[1:], options, (PREVIEW,) * 3)
-        warnings += told
+    chosen = chosen_of(row, images, options, resolve_spacing, faults)
     name = printable(row.files[-1][1])
     for refuse in (refuse_type, refuse_shape, refuse_orientation, refuse_position):
         with faults.collect(name):
             refuse(first, labels)
     faults.raise_found()
     return Fit(
-        channels=channels,
-        spacing=spacing,
-        unit=unit,
-        origin=origin,
-        box=box,
+        channels=chosen.channels,
+        spacing=chosen.spacing,
+        unit=chosen.unit,
+        origin=chosen.origin,
+        box=chosen.box,
         flip="none",
         intensity="none",
-        estimate=estimate_given(extent_of(first, box), len(channels), options.plan),
-        warnings=(*warnings, *compare_label_spacing(spacing, unit, labels), *compare_origins(first, labels)),
+        estimate=estimate_given(extent_of(first, chosen.box), len(chosen.channels), options.plan),
+        warnings=(
+            *chosen.warnings,
+            *compare_label_spacing(chosen.spacing, chosen.unit, labels),
+            *compare_origins(first, labels),
+        ),
     )
 
 

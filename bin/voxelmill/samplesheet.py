@@ -192,22 +192,7 @@ def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[R
                 )
             )
         faults += [cell_fault(error, values, columns, where) for error in validator.iter_errors(values)]
-        if sample.partition(".")[0].lower() in DEVICES:
-            faults.append(BadDataError(f"the id {sample!r} is the name of a device in Windows", **where))
-        if sample.lower() in RESULTS:
-            faults.append(
-                BadDataError(
-                    f"the id {sample!r} is the name of a result of every run", **where, remedy="rename the sample"
-                )
-            )
-        if sample.lower() in twins:
-            faults.append(
-                BadDataError(
-                    f"the id {printable(sample)!r} is in rows {' and '.join(map(str, twins[sample.lower()]))}",
-                    **where,
-                    expected="ids that differ in more than upper and lower case",
-                )
-            )
+        faults += id_faults(sample, twins, where)
         if len(labels) > 1:
             faults.append(
                 BadDataError(
@@ -223,6 +208,26 @@ def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[R
             others = {name: cell for name, cell in values.items() if name not in ("sample", "image", *STARTS)}
             rows.append(Row(number, sample, names, images, others, labels[0] if labels else None))
     return rows, rejected, position - 1
+
+
+def id_faults(sample: str, twins: Mapping[str, Sequence[int]], where: Mapping[str, str | None]) -> list[VoxelmillError]:
+    """What is wrong with an id that the schema allows; ``twins`` are the rows of ids that occur more than once."""
+    faults: list[VoxelmillError] = []
+    if sample.partition(".")[0].lower() in DEVICES:
+        faults.append(BadDataError(f"the id {sample!r} is the name of a device in Windows", **where))
+    if sample.lower() in RESULTS:
+        faults.append(
+            BadDataError(f"the id {sample!r} is the name of a result of every run", **where, remedy="rename the sample")
+        )
+    if sample.lower() in twins:
+        faults.append(
+            BadDataError(
+                f"the id {printable(sample)!r} is in rows {' and '.join(map(str, twins[sample.lower()]))}",
+                **where,
+                expected="ids that differ in more than upper and lower case",
+            )
+        )
+    return faults
 
 
 def read_table(path: Path, shown: str) -> tuple[list[str], list[tuple[int, list[str]]]]:

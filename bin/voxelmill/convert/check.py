@@ -12,8 +12,7 @@ from voxelmill.fit import (
     DIFFERENT,
     CheckOptions,
     Fit,
-    choose_box,
-    named_channels,
+    chosen_of,
     parse_spacing,
     ratio,
     shown_spacing,
@@ -22,9 +21,7 @@ from voxelmill.formats import ImageSource
 from voxelmill.formats.nifti import header_unit, read_header
 from voxelmill.formats.spacing import Triple, checked, micrometres_per
 from voxelmill.formats.writing import losses, refuse, written_dtype
-from voxelmill.image import Box
 from voxelmill.overlay import (
-    PREVIEW,
     compare_label_spacing,
     refuse_orientation,
     refuse_position,
@@ -58,29 +55,20 @@ def fit_conversion(
     """
     images = list(files[: len(row.names)])
     labels = files[len(images)] if row.labels is not None else None
-    warnings: list[str] = []
-    channels: tuple[int, ...] = ()
-    with faults.collect():
-        channels = named_channels(images, row.get("channel") or options.channel)
-    spacing, unit, origin = (1.0, 1.0, 1.0), "pixel", ""
-    with faults.collect():
-        spacing, unit, origin, told = choose_spacing(row, options, images)
-        warnings += told
-    box: Box | None = None
-    with faults.collect():
-        box, told = choose_box(images[0].shape[1:], options, (PREVIEW,) * 3)
-        warnings += told
+    chosen = chosen_of(row, images, options, choose_spacing, faults)
+    warnings = list(chosen.warnings)
     if labels is not None:
         refusals = [refuse_type] if request.align_labels else [refuse_type, refuse_other_grid]
         for one in refusals:
             with faults.collect(printable(row.files[-1][1])):
                 one(images[0], labels)
         if not request.align_labels:
-            warnings += compare_label_spacing(spacing, unit, labels)
+            warnings += compare_label_spacing(chosen.spacing, chosen.unit, labels)
     faults.raise_found()
     changed: Changed | None = None
     with faults.collect():
-        changed = change(images, labels, request, Spec(channels, spacing, unit, origin, box))
+        spec = Spec(chosen.channels, chosen.spacing, chosen.unit, chosen.origin, chosen.box)
+        changed = change(images, labels, request, spec)
         refuse(changed.image, request.format)
     if changed is not None and changed.labels is not None:
         with faults.collect(printable(row.files[-1][1])):
@@ -91,11 +79,11 @@ def fit_conversion(
     if lost:
         warnings.append(f"{request.format} does not keep {', '.join(lost)}")
     return Fit(
-        channels=channels,
-        spacing=spacing,
-        unit=unit,
-        origin=origin,
-        box=box,
+        channels=chosen.channels,
+        spacing=chosen.spacing,
+        unit=chosen.unit,
+        origin=chosen.origin,
+        box=chosen.box,
         flip="none",
         intensity="none",
         estimate=estimate_conversion(changed, options.plan.memory_budget),
