@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,6 @@ from voxelmill.reader import HALO
 from voxelmill.task import Task
 
 FORMAT = 1
-OPEN_FILES = 16
 
 
 @dataclass(frozen=True)
@@ -263,9 +261,6 @@ class Joined(ImageSource):
 
     patches: tuple[Patch, ...]
 
-    def __post_init__(self) -> None:
-        self._open = lru_cache(OPEN_FILES)(lambda file: open_image(self.path / file))
-
     def _read(self, channel: int, box: Box) -> np.ndarray:
         values = np.empty(tuple(b - a for a, b in box), self.dtype)
         for patch in self.patches:
@@ -273,7 +268,8 @@ class Joined(ImageSource):
             if all(a < b for a, b in common):
                 inside = tuple((a - c, b - c) for (a, b), (c, _) in zip(common, patch.box, strict=True))
                 here = slices(tuple((a - c, b - c) for (a, b), (c, _) in zip(common, box, strict=True)))
-                values[here] = self._open(patch.file).read(channel, inside)
+                with open_image(self.path / patch.file) as source:
+                    values[here] = source.read(channel, inside)
         return values
 
 
