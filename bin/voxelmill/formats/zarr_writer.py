@@ -148,7 +148,8 @@ def halve(values: np.ndarray, shape: Sequence[int], labels: bool) -> np.ndarray:
         return values[tuple(slice(None, None, f) for f in step)]
     if values.dtype.kind in "iu" and values.dtype.itemsize == 8:
         return _halve_wide(values, step)
-    wide = np.float64 if values.dtype.kind == "f" else np.int32 if values.dtype.itemsize <= 2 else np.int64
+    # Eight values of a type need three bits more.
+    wide = np.float64 if values.dtype.kind == "f" else {1: np.int16, 2: np.int32, 4: np.int64}[values.dtype.itemsize]
     total = values
     for axis, factor in enumerate(step):
         if factor == 1:
