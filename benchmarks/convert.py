@@ -173,13 +173,11 @@ def speed_of(folder: Path, name: str, rounds: int) -> dict[tuple[str, str], list
     suffix = TARGETS[target].suffix
     ours, theirs = folder / f"ours{suffix}", folder / f"theirs{suffix}"
 
-    def in_slabs(path: Path) -> np.ndarray:
-        out = np.empty(SHAPE, array.dtype)
+    def in_slabs(path: Path) -> None:
         with open_image(path) as opened:
             step = max(64, opened.chunk[0])
             for z in range(0, SHAPE[0], step):
-                out[z : z + step] = opened.read(0, ((z, min(z + step, SHAPE[0])), (0, SHAPE[1]), (0, SHAPE[2])))
-        return out
+                opened.read(0, ((z, min(z + step, SHAPE[0])), (0, SHAPE[1]), (0, SHAPE[2])))
 
     ways = [(who, way) for who in ("ours", "theirs") for way in ("write", "read")]
     times: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
