@@ -95,12 +95,15 @@ def check_disk(folder: Path, needed: float) -> None:
 
 def table(result: Checked) -> str:
     """The estimate, one sample a line, and the whole run below; then what is wrong with samples that are left out."""
-    rows = [("sample", "z, y, x", "spacing", "windows", "time", "memory", "work", "output")]
+    rows: list[tuple[str, ...]] = [("sample", "z, y, x", "spacing", "windows", "time", "memory", "work", "output")]
     for entry in result.samples:
         spacing = "pixel" if entry["unit"] == "pixel" else " ".join(f"{length:.4g}" for length in entry["spacing"])
         rows.append((entry["id"], " ".join(map(str, extent(entry))), spacing, *shown(result.estimates[entry["id"]])))
     if len(result.samples) > 1:
         rows.append((f"all {len(result.samples)}", "", "", *shown(result.total)))
+    if not result.total["windows"]:
+        # Nothing is predicted.
+        rows = [(*row[:3], *row[4:]) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if result.faults:

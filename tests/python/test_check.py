@@ -11,7 +11,7 @@ import pickle
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +321,9 @@ def test_entry_of_samples_json(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert result.skipped == [] and result.total["windows"] > 0
     assert "a       6 20 20  2 1 1" in forecast.table(result)
+    assert forecast.table(result).split()[:6] == ["sample", "z,", "y,", "x", "spacing", "windows"]
+    idle = replace(result, estimates={name: {**one, "windows": 0} for name, one in result.estimates.items()})
+    assert "windows" not in forecast.table(idle) and "time" in forecast.table(idle)
 
 
 def test_all_faults_of_all_samples_at_once(tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ from voxelmill.schedule import Estimate
 BYTES_PER_SECOND = 50_000_000
 """Voxels that are read, changed, compressed and verified."""
 
+PROCESS_BYTES, COPIES = 120_000_000, 4
+"""A process that has read nothing yet, and arrays of a small image's size that exist at once."""
+
 MILLIMETRES = ("MetaImage", "NRRD")
 """Formats whose lengths are in millimetres by convention."""
 
@@ -112,7 +115,7 @@ def estimate_conversion(changed: Changed, memory_budget: int) -> Estimate:
         windows=0,
         tiles=0,
         seconds=size / BYTES_PER_SECOND,
-        memory_bytes=memory_budget,
+        memory_bytes=min(memory_budget, PROCESS_BYTES + COPIES * size),
         work_bytes=size,
         output_bytes=size,
     )
