@@ -9,9 +9,8 @@ import numpy as np
 
 from voxelmill.formats.deflate import JoinedStream, raw_piece
 from voxelmill.formats.metaimage import open_metaimage
-from voxelmill.formats.nifti_writer import verify_tail
 from voxelmill.formats.nrrd import open_nrrd
-from voxelmill.formats.planes import Description, Piece, PlaneWriter
+from voxelmill.formats.planes import Description, Piece, PlaneWriter, verify_tail
 from voxelmill.formats.world import LPS
 
 MET_TYPES = {

@@ -11,7 +11,7 @@ import numpy as np
 from voxelmill.formats.base import NO_CHOICE
 from voxelmill.formats.deflate import JoinedStream, raw_piece
 from voxelmill.formats.nifti import open_nifti
-from voxelmill.formats.planes import Description, Key, Piece, PlaneWriter, not_as_written
+from voxelmill.formats.planes import Description, Key, Piece, PlaneWriter, verify_tail
 
 MAX_NIFTI1 = 32767
 """NIfTI-1 counts voxels along an axis in signed 16-bit numbers."""
@@ -83,15 +83,6 @@ def whole_file(stream: JoinedStream | None, offset: int, what: Description, tail
     if stream is not None:
         return stream.size, stream.tail
     return offset + int(np.prod(what.shape, dtype=np.int64)) * what.dtype.itemsize, tail
-
-
-def verify_tail(path: Path, size: int, tail: bytes) -> None:
-    """WriteFailedError where a file has another length, or another end."""
-    found = path.stat().st_size
-    with open(path, "rb") as handle:
-        handle.seek(max(0, found - len(tail)))
-        if found != size or handle.read() != tail:
-            raise not_as_written(path, f"{found} bytes" if found != size else "another end", f"{size} bytes")
 
 
 def file_shape(what: Description) -> tuple[int, ...]:

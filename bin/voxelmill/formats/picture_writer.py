@@ -10,8 +10,7 @@ import imagecodecs
 import numpy as np
 
 from voxelmill.formats.deflate import JoinedStream, raw_piece
-from voxelmill.formats.nifti_writer import verify_tail
-from voxelmill.formats.planes import Description, Piece, PlaneWriter, not_as_written
+from voxelmill.formats.planes import Description, Piece, PlaneWriter, not_as_written, verify_tail
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, COLOUR = 0, 2

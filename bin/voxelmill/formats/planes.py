@@ -258,3 +258,12 @@ def not_as_written(path: Path, found: str, expected: str) -> WriteFailedError:
         expected=expected,
         remedy="check the disk of the work folder, then run again with -resume",
     )
+
+
+def verify_tail(path: Path, size: int, tail: bytes) -> None:
+    """WriteFailedError where a file has another length, or another end."""
+    found = path.stat().st_size
+    with open(path, "rb") as handle:
+        handle.seek(max(0, found - len(tail)))
+        if found != size or handle.read() != tail:
+            raise not_as_written(path, f"{found} bytes" if found != size else "another end", f"{size} bytes")
