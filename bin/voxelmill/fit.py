@@ -88,6 +88,20 @@ class Chosen:
     box: Box | None = None
     warnings: tuple[str, ...] = ()
 
+    def fit(self, estimate: Estimate, warnings: Sequence[str]) -> Fit:
+        """What the check decided; the flip and the intensity rule are a network's and have no meaning here."""
+        return Fit(
+            channels=self.channels,
+            spacing=self.spacing,
+            unit=self.unit,
+            origin=self.origin,
+            box=self.box,
+            flip="none",
+            intensity="none",
+            estimate=estimate,
+            warnings=tuple(warnings),
+        )
+
 
 SpacingRule = Callable[[Row, CheckOptions, Sequence[ImageSource]], tuple[Triple, str, str, list[str]]]
 

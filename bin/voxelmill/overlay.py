@@ -48,21 +48,9 @@ def fit_labels(row: Row, files: Sequence[ImageSource], options: CheckOptions, fa
         with faults.collect(name):
             refuse(first, labels)
     faults.raise_found()
-    return Fit(
-        channels=chosen.channels,
-        spacing=chosen.spacing,
-        unit=chosen.unit,
-        origin=chosen.origin,
-        box=chosen.box,
-        flip="none",
-        intensity="none",
-        estimate=estimate_given(extent_of(first, chosen.box), len(chosen.channels), options.plan),
-        warnings=(
-            *chosen.warnings,
-            *compare_label_spacing(chosen.spacing, chosen.unit, labels),
-            *compare_origins(first, labels),
-        ),
-    )
+    told = [*compare_label_spacing(chosen.spacing, chosen.unit, labels), *compare_origins(first, labels)]
+    estimate = estimate_given(extent_of(first, chosen.box), len(chosen.channels), options.plan)
+    return chosen.fit(estimate, [*chosen.warnings, *told])
 
 
 def refuse_type(_image: ImageSource, labels: ImageSource) -> None:

@@ -81,17 +81,7 @@ def fit_conversion(
     lost = losses(changed.image, request.format)
     if lost:
         warnings.append(f"{request.format} does not keep {', '.join(lost)}")
-    return Fit(
-        channels=chosen.channels,
-        spacing=chosen.spacing,
-        unit=chosen.unit,
-        origin=chosen.origin,
-        box=chosen.box,
-        flip="none",
-        intensity="none",
-        estimate=estimate_conversion(changed, options.plan.memory_budget),
-        warnings=(*warnings, *changed.warnings),
-    )
+    return chosen.fit(estimate_conversion(changed, options.plan.memory_budget), [*warnings, *changed.warnings])
 
 
 def refuse_other_grid(image: ImageSource, labels: ImageSource) -> None:
