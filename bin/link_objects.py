@@ -14,6 +14,7 @@ from voxelmill.task import task
 @click.option("--components-of", type=click.Choice(["class", "foreground"]), default="class")
 @click.option("--min-object-voxels", default=0, help="Drop objects of fewer voxels.")
 @click.option("--min-object-volume", default=0.0, help="Drop objects of less volume, in cubic micrometres.")
+@click.option("--min-object-fraction", default=0.0, help="Drop objects of less than this part of the mean volume.")
 @click.option("--border-objects", type=click.Choice(["measure", "keep", "drop"]), default="measure")
 @click.option("--memory-budget", default=4_000_000_000, help="Bytes of host memory that one task may use.")
 def main(
@@ -22,6 +23,7 @@ def main(
     components_of: str,
     min_object_voxels: int,
     min_object_volume: float,
+    min_object_fraction: float,
     border_objects: str,
     memory_budget: int,
 ) -> None:
@@ -30,7 +32,7 @@ def main(
         from voxelmill.objects.link import Filters, link_batch
 
         joining = Joining(int(connectivity), components_of)
-        filters = Filters(min_object_voxels, min_object_volume, border_objects)
+        filters = Filters(min_object_voxels, min_object_volume, min_object_fraction, border_objects)
         link_batch(batch, Path(), joining, filters, memory_budget, record)
 
 

@@ -17,8 +17,9 @@ import numpy as np
 from voxelmill.files import read_json, write_json
 from voxelmill.image import Box, cut_box, whole
 
-PREDICTED, SEMANTIC, INSTANCES = "predicted", "semantic", "instances"
-"""Where the labels come from: the network, or a label image or an instance image of the user."""
+PREDICTED, SEMANTIC, INSTANCES, SEPARATED = "predicted", "semantic", "instances", "separated"
+"""Where the labels come from: the network, a label image or an instance image of the user, or the separation of objects
+that touch. The last two hold an id at every voxel of an object."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class LabelGrid:
     reached : tuple of int
         Numbers of the blocks that have files. All others are background.
     values : tuple of int
-        Classes, without the background; of given instances one class for all.
+        Classes, without the background; of given instances one class for all. See `class_of` for separated objects.
     label_names : dict
         Value as text -> name of the class; ``0`` is the background.
     windows : int
         Windows of the network's grid; 0 for given labels.
     kind : str
-        ``predicted``, or ``semantic`` or ``instances`` for given labels.
+        ``predicted``, ``semantic`` or ``instances`` for given labels, ``separated`` for ids of objects that touch.
     dtype : str
         Of the blocks' arrays. Its largest value marks voxels that were never written, and is never a label.
     """
@@ -69,6 +70,15 @@ class LabelGrid:
     @property
     def voxels(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether a voxel holds the id of its object, and not its class."""
+        return self.kind in (INSTANCES, SEPARATED)
+
+    def class_of(self, ids: np.ndarray) -> np.ndarray:
+        """Class of objects by their ids: ids of one class are equal modulo the number of classes."""
+        return np.array(self.values)[(ids - 1) % len(self.values)]
 
     @property
     def blocks(self) -> tuple[int, ...]:

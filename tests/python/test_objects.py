@@ -11,6 +11,8 @@ import itertools
 import shutil
 import subprocess
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from assembled import BY_CLASS, KEEP_ALL, Objects, find_objects, label_all, make
 from conftest import ROOT
 from voxelmill.errors import TemporaryError, UsageError
 from voxelmill.files import read_json
+from voxelmill.grid import SEPARATED
 from voxelmill.image import ArrayLocation, ImageInfo, Intensity, whole
 from voxelmill.objects import link
 from voxelmill.objects.components import BACKWARD, Joining, label_shard, measure_shard
@@ -317,12 +320,26 @@ def test_dropped_objects_are_counted_by_reason(tmp_path: Path) -> None:
     found = find_objects(labels, tmp_path, filters=filters, spacing=(0.5, 0.5, 0.6), shard=8)
     # volumes: 0.15 per voxel; 5 voxels are enough, but only 6 have the volume (0.9 exactly)
     assert found.summary["components"] == 6
-    assert found.summary["dropped"] == {"below_min_voxels": 2, "below_min_volume": 1, "touches_border": 0}
-    assert found.summary["dropped_voxels"] == {"below_min_voxels": 7, "below_min_volume": 5, "touches_border": 0}
+    nothing = {"below_mean_fraction": 0, "touches_border": 0}
+    assert found.summary["dropped"] == {"below_min_voxels": 2, "below_min_volume": 1, **nothing}
+    assert found.summary["dropped_voxels"] == {"below_min_voxels": 7, "below_min_volume": 5, **nothing}
     assert found.column("voxels").tolist() == [20, 6, 7]
     assert found.column("id").tolist() == [1, 2, 3]
     expected = cc3d.dust(labels, threshold=6, connectivity=26)
     assert np.array_equal(found.instances, whole_volume(expected))
+
+
+def test_a_share_of_the_mean_volume(tmp_path: Path) -> None:
+    """The mean is that of all objects, those that another filter drops included; an object of just that share stays."""
+    found = find_objects(rods([8, 4, 3, 10, 15]), tmp_path, filters=Filters(4, min_mean_fraction=0.5), shard=8)
+    assert found.summary["dropped"] == {
+        "below_min_voxels": 1, "below_min_volume": 0, "below_mean_fraction": 0, "touches_border": 0,
+    }  # fmt: skip
+    assert found.column("voxels").tolist() == [8, 4, 10, 15]
+    fewer = find_objects(rods([8, 4, 3, 10, 15]), tmp_path / "b", filters=Filters(min_mean_fraction=0.501), shard=8)
+    assert fewer.summary["dropped"]["below_mean_fraction"] == 2
+    assert fewer.summary["dropped_voxels"]["below_mean_fraction"] == 7
+    assert fewer.column("voxels").tolist() == [8, 10, 15]
 
 
 @pytest.mark.parametrize("border", ["measure", "keep", "drop"])
@@ -348,6 +365,34 @@ def test_least_volume_needs_a_voxel_size(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no voxel size"):
         find_objects(rods([4]), tmp_path, filters=Filters(min_volume=1.0), unit="pixel", shard=8)
     assert find_objects(rods([4]), tmp_path / "b", filters=Filters(1), unit="pixel", shard=8).summary["objects"] == 1
+
+
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 2**32), shard=st.sampled_from([5, 8]), blocks=st.integers(1, 3))
+def test_separated_objects_are_numbered_by_their_first_voxel(seed: int, shard: int, blocks: int) -> None:
+    """Ids that touch stay apart, ids in parts stay one, and an id says its class; their own order means nothing."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(rng.integers(0, 12, (11, 13, 9)), 2, axis=2)
+    ids = np.where(labels > 0, rng.permutation(2**40 + np.arange(12))[labels], 0).astype(np.uint64)
+    grid = replace(
+        make_grid(ids, shard=shard, blocks=blocks), kind=SEPARATED, values=(3, 7), dtype="uint64",
+        label_names={"0": "background", "3": "core", "7": "shell"},
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_blocks(grid, ids, folder)
+        label_all(grid, folder, BY_CLASS)
+        summary, _ = link_sample(grid, folder, BY_CLASS, Filters(), 0, folder)
+        found = relabel_all(grid, folder, BY_CLASS, summary["dtype"])
+        table = pq.read_table(folder / "s.linked.parquet")
+    present, first = np.unique(ids[ids > 0], return_index=True)
+    ordered = present[np.argsort(first)]
+    expected = np.zeros(ids.shape, found.dtype)
+    for number, one in enumerate(ordered, 1):
+        expected[ids == one] = number
+    assert np.array_equal(found, expected)
+    assert table["class_value"].to_pylist() == [(3, 7)[int(one - 1) % 2] for one in ordered]
+    assert table["voxels"].to_pylist() == [int((ids == one).sum()) for one in ordered]
 
 
 @pytest.mark.parametrize("offset", [0, 300, 2**33])

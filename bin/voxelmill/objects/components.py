@@ -25,7 +25,7 @@ import zarr
 
 from voxelmill.archive import create_archive
 from voxelmill.errors import TemporaryError
-from voxelmill.grid import INSTANCES, LabelGrid
+from voxelmill.grid import LabelGrid
 from voxelmill.image import Box, StoredImage, slices, staged_image
 from voxelmill.rows import BlockRow, read_rows
 from voxelmill.store import CHUNK
@@ -65,7 +65,7 @@ class Labelling:
         0 is background, then 1 to ``count``; uint16 or uint32.
     count : int
     ids : ndarray of int64, (count,)
-        Given ids of the components where instances were given, else empty.
+        Ids of the components where the labels are ids, else empty.
     """
 
     components: np.ndarray
@@ -100,13 +100,13 @@ def row_type(channels: int, grid: LabelGrid, joining: Joining) -> np.dtype:
 
 def mixes_classes(grid: LabelGrid, joining: Joining) -> bool:
     """Whether a component may hold voxels of several classes."""
-    return grid.kind != INSTANCES and joining.components_of == FOREGROUND and len(grid.values) > 1
+    return not grid.has_ids and joining.components_of == FOREGROUND and len(grid.values) > 1
 
 
 def label_shard(labels: np.ndarray, grid: LabelGrid, joining: Joining) -> Labelling:
     """Components of a shard's labels (z, y, x), as many bytes per voxel as their number needs."""
-    if grid.kind == INSTANCES:
-        return label_given(labels)
+    if grid.has_ids:
+        return label_ids(labels)
     by_class = joining.components_of == CLASS and len(grid.values) > 1
     mask = labels if by_class else labels != 0
     if sorted(labels.shape)[1] == 1:
@@ -119,8 +119,8 @@ def label_shard(labels: np.ndarray, grid: LabelGrid, joining: Joining) -> Labell
     return Labelling(np.ascontiguousarray(components), int(count), np.empty(0, np.int64))
 
 
-def label_given(labels: np.ndarray) -> Labelling:
-    """Given instances: every id of the shard is one component, whether its voxels touch or not."""
+def label_ids(labels: np.ndarray) -> Labelling:
+    """Labels that are ids: every id of the shard is one component, whether its voxels touch or not."""
     starts, lengths = runs(labels)
     ids, number = np.unique(labels.ravel()[starts], return_inverse=True)
     with_background = bool(ids.size and ids[0] == 0)
@@ -241,8 +241,8 @@ def count_classes(
         place = np.searchsorted(sorted(grid.values), values)
         for i in range(len(grid.values)):
             rows["class_voxels"][:, i] += exact_sums(owner[place == i], lengths[place == i], len(rows))
-    elif grid.kind == INSTANCES:
-        rows["class_value"] = grid.values[0]
+    elif grid.has_ids:
+        rows["class_value"] = grid.class_of(rows["id"])
     else:
         rows["class_value"][owner] = values
 
@@ -403,7 +403,7 @@ def label_shards(
             rows = measure_shard(labels, labelling, box, grid, joining, read, channels)
             archive.add(f"rows.{i}", rows)
             index[i, 0] = labelling.count
-            if grid.kind != INSTANCES:
+            if not grid.has_ids:
                 at = grid.shard_index(box)
                 this = Kept(offset, faces_of(labelling.components), class_of(rows))
                 kept = {key: value for key, value in kept.items() if key[0] >= at[0] - 1}

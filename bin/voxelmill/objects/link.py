@@ -43,7 +43,7 @@ from voxelmill.task import Task
 MEASURE, KEEP, DROP = "measure", "keep", "drop"
 """What becomes of objects at the border of the volume: like all others; in the labels but not measured; removed."""
 
-REASONS = ("below_min_voxels", "below_min_volume", "touches_border")
+REASONS = ("below_min_voxels", "below_min_volume", "below_mean_fraction", "touches_border")
 """Why an object is dropped; one that has several reasons is counted under the first."""
 
 BOX_VOXELS_PER_TASK = 2**31
@@ -61,10 +61,12 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Filters:
-    """Objects to keep: at least ``min_voxels`` and ``min_volume`` (cubic micrometres), and what to do at the border."""
+    """Objects to keep: of at least ``min_voxels``, ``min_volume`` (cubic micrometres) and ``min_mean_fraction`` of the
+    mean volume of all objects of the sample; and what to do at the border."""
 
     min_voxels: int = 0
     min_volume: float = 0.0
+    min_mean_fraction: float = 0.0
     border: str = MEASURE
 
 
@@ -132,7 +134,7 @@ class Parts:
 
     def pairs(self, classes: np.ndarray) -> np.ndarray:
         """Pairs of rows whose components touch -> int64 (n, 2); ``classes`` of both must be equal."""
-        if self.grid.kind == INSTANCES:
+        if self.grid.has_ids:
             return np.empty((0, 2), np.int64)
         found = [np.empty((0, 2), np.int64), *self._pairs_in_blocks()]
         for pairs in self._pairs_across():
@@ -252,10 +254,12 @@ def touches_border(objects: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def drop(objects: np.ndarray, touches: np.ndarray, voxel_volume: float, filters: Filters) -> dict[str, np.ndarray]:
-    """Reason -> which objects are dropped for it, each for the first that holds."""
+    """Reason -> which objects are dropped for it, each for the first that holds; the mean is that of all objects."""
+    mean = float(objects["voxels"].mean()) if len(objects) else 0.0
     reasons = {
         "below_min_voxels": objects["voxels"] < filters.min_voxels,
         "below_min_volume": objects["voxels"] * voxel_volume < filters.min_volume * (1 - ROUNDING),
+        "below_mean_fraction": objects["voxels"] < filters.min_mean_fraction * mean * (1 - ROUNDING),
         "touches_border": touches if filters.border == DROP else np.zeros_like(touches),
     }
     kept = np.ones(len(objects), bool)
@@ -374,8 +378,8 @@ def link_sample(
 
 
 def objects_of(parts: Parts, rows: np.ndarray) -> tuple[np.ndarray, int]:
-    """Object of every row, and their number: rows that touch are joined, or those that share a given id."""
-    if parts.grid.kind == INSTANCES:
+    """Object of every row, and their number: rows that touch are joined, or those that share an id."""
+    if parts.grid.has_ids:
         ids, owner = np.unique(rows["id"], return_inverse=True)
         return owner, len(ids)
     return join(len(rows), parts.pairs(rows["class_value"]))
