@@ -7,6 +7,7 @@ include { closingText } from './functions/closing'
 include { MAKE_DEMO } from './modules/make_demo/main'
 include { SEGMENT } from './workflows/segment'
 include { CONVERT } from './workflows/convert'
+include { EVALUATE } from './workflows/evaluate'
 
 workflow {
     def schema = readJson(file("${projectDir}/nextflow_schema.json"))
@@ -20,8 +21,8 @@ workflow {
     }
 
     def models = (params.model ?: '').toString().tokenize(';').collect { name -> existing('model', name.trim()) }
-    def values = params + [memory_budget: memoryBytes(params.memory_budget), spacing_unit: params.model_spacing_unit, save_probabilities: params.save_probabilities ? 'uint8' : null, postprocessing: params.postprocessing == 'model' ? 'model' : null]
-    def conversion = ['format', 'target_spacing', 'order', 'label_resampling', 'orientation', 'repair_header', 'align_labels']
+    def values = params + [memory_budget: memoryBytes(params.memory_budget), spacing_unit: params.model_spacing_unit, save_probabilities: params.save_probabilities ? 'uint8' : null, method: params.instances, evaluate: params.workflow == 'evaluate', postprocessing: params.postprocessing == 'model' ? 'model' : null]
+    def conversion = ['format', 'target_spacing', 'order', 'label_resampling', 'orientation', 'repair_header', 'align_labels', 'border_core']
     def job = [
         models: models.collect { model -> [model, fingerprint(model)] },
         probabilities: params.save_probabilities,
@@ -36,18 +37,22 @@ workflow {
         export: params.export,
         options: [
             pack: flags(values, ['folds', 'checkpoint', 'spacing_unit', 'trust_model']),
-            check: flags(values, ['axes', 'series', 'timepoint', 'level', 'dataset', 'channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'save_probabilities', 'postprocessing', 'allow_spacing_mismatch', 'min_object_volume'] + (params.workflow == 'convert' ? conversion : [])),
+            check: flags(values, ['axes', 'series', 'timepoint', 'level', 'dataset', 'channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'save_probabilities', 'postprocessing', 'allow_spacing_mismatch', 'min_object_volume', 'evaluate', 'ignore_label'] + (params.workflow == 'convert' ? conversion : params.instances == 'border_core' ? ['core_label', 'border_label'] : [])),
             import_image: flags(values, ['shard_size']),
             average: flags(values, ['save_probabilities']),
             plan: flags(values, ['save_probabilities', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'tile_size', 'task_minutes', 'memory_budget', 'shard_size']),
+            gather: flags(values, ['method', 'core_label', 'border_label']),
+            mark: flags(values, ['core_label', 'border_label']),
+            separate: flags(values, ['method', 'components_of', 'seed_distance', 'memory_budget']),
             label: flags(values, ['components_of', 'connectivity']),
-            link: flags(values, ['components_of', 'connectivity', 'min_object_voxels', 'min_object_volume', 'border_objects', 'memory_budget']),
-            measure: flags(values, ['length', 'memory_budget']),
-            tabulate: flags(values, ['length']),
+            link: flags(values, ['components_of', 'connectivity', 'min_object_voxels', 'min_object_volume', 'min_object_fraction', 'border_objects', 'memory_budget']),
+            measure: flags(values, ['measure', 'length', 'memory_budget']),
+            tabulate: flags(values, ['measure', 'length']),
             compare: flags(values, ['length', 'on_bad_sample']),
             export: flags(values, ['export', 'label_values', 'memory_budget']),
             patches: flags(values, ['memory_budget']),
             convert: flags(values, conversion + ['memory_budget']),
+            evaluate: flags(values, ['ignore_label', 'memory_budget']),
             list: flags(values, ['on_bad_sample']),
         ],
         code: [:].withDefault { script -> codeDigest(file("${projectDir}/bin"), script) },
@@ -57,11 +62,15 @@ workflow {
     // [samplesheet or nothing, images, numbers of the missing ones, fingerprints]
     ch_input = params.input == 'demo'
         ? MAKE_DEMO("--shape ${params.demo_shape.replace(',', ' ')}", job.code.make_demo).map { images -> inputTuple([sheet: null, images: [images].flatten()]) }
-        : channel.value(inputTuple(readInput(params.input.toString(), params.stack)))
+        : channel.value(inputTuple(readInput(params.input.toString(), params.stack, params.workflow == 'evaluate' ? ['semantic', 'instances', 'truth'] : ['semantic', 'instances'])))
 
     if (params.workflow == 'convert') {
         CONVERT(ch_input, job)
         CONVERT.out.ch_table.view()
+    }
+    else if (params.workflow == 'evaluate') {
+        EVALUATE(ch_input, job)
+        EVALUATE.out.ch_table.view()
     }
     else {
         SEGMENT(ch_input, job)

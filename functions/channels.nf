@@ -99,7 +99,12 @@ def ofBlocks(files, blocks) {
 
 // Given instances are objects already; all others are made into some where that is asked for.
 def hasObjects(meta, instances) {
-    return meta.start == 'analyze' || instances == 'components'
+    return meta.start == 'analyze' || instances != 'none'
+}
+
+// Objects that touch are separated before they are found, unless they are given.
+def isSeparated(meta, instances) {
+    return meta.start != 'analyze' && instances in ['border_core', 'watershed']
 }
 
 // measures.csv -> [[task, what it needs]]

@@ -2,8 +2,9 @@
 include { fingerprint } from './digests'
 
 // A samplesheet, one image, a folder or a glob; with `stack` a folder is one image whose slices are its files
-// -> [sheet: path or null, images: paths in the order in which CHECK_INPUT numbers them, from 1]
-def readInput(text, stack = false) {
+// -> [sheet: path or null, images: paths in the order in which CHECK_INPUT numbers them, from 1]; columns of a samplesheet
+// beside `image` that name files
+def readInput(text, stack, columns) {
     refuseControlCharacters([text])
     def input = file(text, glob: false)
     if (!input.exists()) {
@@ -11,7 +12,7 @@ def readInput(text, stack = false) {
         return [sheet: null, images: stack ? namedStacks(found, text) : namedImages(found, text)]
     }
     if (input.name.toLowerCase().endsWith('.csv')) {
-        return [sheet: input, images: sheetImages(input)]
+        return [sheet: input, images: sheetImages(input, columns)]
     }
     if (stack) {
         return [sheet: null, images: namedStacks([input.toAbsolutePath().normalize()], text)]
@@ -80,12 +81,13 @@ def isZarr(path) {
     return path.isDirectory() && ['zarr.json', '.zgroup', '.zarray'].any { name -> path.resolve(name).exists() }
 }
 
-// Files of all rows, row by row: the images in the order of their ';' list, then the labels. Relative paths start at the sheet.
-def sheetImages(sheet) {
+// Files of all rows, row by row: the images in the order of their ';' list, then those of the columns. Relative paths start at
+// the sheet.
+def sheetImages(sheet, columns) {
     def rows = sheetRows(sheet)
     refuseIds(rows.collect { row -> cell(row, 'sample') })
     def names = rows.collectMany { row ->
-        (cell(row, 'image').tokenize(';').collect { name -> trimmed(name) } + cell(row, 'semantic') + cell(row, 'instances')).findAll { name -> name }
+        (cell(row, 'image').tokenize(';').collect { name -> trimmed(name) } + columns.collect { name -> cell(row, name) }).findAll { name -> name }
     }
     refuseControlCharacters(names)
     return names.collect { name -> name.contains('://') ? file(name, glob: false) : sheet.toAbsolutePath().parent.resolve(name) }

@@ -29,16 +29,24 @@ def paramFaults(values, schema) {
 // What is wrong with params only in company of others. A samplesheet alone can name labels that need no model;
 // CHECK_INPUT sees whether every row does.
 def mutualFaults(values, schema) {
-    def converting = values.workflow == 'convert'
-    def modelless = !converting && !values.model && values.input && !values.input.toString().toLowerCase().endsWith('.csv')
+    def job = values.workflow
+    def segmenting = !(job in ['convert', 'evaluate'])
+    def sheet = values.input && values.input.toString().toLowerCase().endsWith('.csv')
+    def modelless = segmenting && !values.model && values.input && !sheet
     def dangling = values.cleanup && values.publish_dir_mode.toString().endsWith('link') && values.publish_dir_mode != 'link'
-    def idle = (converting ? ['flip', 'intensity', 'stop_after', 'postprocessing', 'save_probabilities', 'save_patches'] : schema['$defs'].convert.properties.keySet())
+    def idle = (idleGroups(schema, job) + (segmenting ? [] : ['flip', 'intensity', 'stop_after', 'postprocessing', 'save_probabilities', 'save_patches']))
         .findAll { name -> values[name] != null && values[name].toString() != properties(schema)[name]['default'].toString() }
-        .collect { name -> "--${name} has no effect with --workflow ${values.workflow}" }
+        .collect { name -> "--${name} has no effect with --workflow ${job}" }
     def ambiguous = values.postprocessing == 'model' && values.model.toString().contains(';')
     return idle + (modelless ? ["--model is missing: ${properties(schema).model.description}"] : []) +
+        (job == 'evaluate' && values.input && !sheet ? ['--workflow evaluate reads a samplesheet, whose column truth names what labels are compared with'] : []) +
         (ambiguous ? ['--postprocessing model is that of one model; for several name the postprocessing.json that nnU-Net found for them'] : []) +
         (dangling ? ["--cleanup would delete what the results of --publish_dir_mode ${values.publish_dir_mode} point to"] : [])
+}
+
+// Params of the other workflows
+def idleGroups(schema, job) {
+    return ['convert', 'evaluate'].findAll { group -> group != job }.collectMany { group -> schema['$defs'][group].properties.keySet() }
 }
 
 def nearest(name, known) {

@@ -9,7 +9,8 @@ workflow ANALYZE {
     take:
     ch_stores // [meta, label stores]
     ch_objects // [meta, tables of objects, their summaries, table of tasks]
-    ch_grids // [meta, grids, rows]
+    ch_grids // [meta, grids, rows] of the labels
+    ch_object_grids // [meta, grids, rows] of the objects
     ch_images // [meta, infos, stores, fingerprints]
     samples
     job // [export, options, code]
@@ -17,7 +18,7 @@ workflow ANALYZE {
     main:
     // [meta, tables of objects, summaries, table of tasks, grids, infos, stores, fingerprints, label stores]
     ch_staged = ch_objects
-        .join(ch_grids.map { meta, grids, _rows -> [meta, grids] })
+        .join(ch_object_grids.map { meta, grids, _rows -> [meta, grids] })
         .join(ch_images)
         .join(ch_stores.map { meta, labels -> [meta, inOrder(meta, labels)] })
 

@@ -45,7 +45,7 @@ workflow SEGMENT {
     }
 
     if (job.last == 'analyze') {
-        ANALYZE(ASSEMBLE.out.ch_stores, ASSEMBLE.out.ch_objects, ch_grids, ch_images, SPLIT.out.ch_samples, job)
+        ANALYZE(ASSEMBLE.out.ch_stores, ASSEMBLE.out.ch_objects, ch_grids, ASSEMBLE.out.ch_object_grids, ch_images, SPLIT.out.ch_samples, job)
         ch_files = ch_files.mix(ANALYZE.out.ch_files)
         ch_records = ch_records.mix(ANALYZE.out.ch_records)
     }

@@ -1,0 +1,29 @@
+// Cores and regions of all blocks of a batch -> the number of every core, and the marks of a sample as one array.
+process LINK_CORES {
+    tag "${meta.id}"
+    label 'process_single'
+
+    input:
+    tuple val(meta), path(cores), path(marks), path(grids)
+    val _code
+
+    output:
+    tuple val(meta), path('*/*.marks.zarr'), emit: stores
+    tuple val(meta), path('*/*.markers'), emit: markers
+    path "${meta.id}/${meta.id}.link_cores.json", emit: record
+
+    script:
+    """
+    link_cores.py --batch ${meta.id}
+    """
+
+    stub:
+    """
+    for sample in ${meta.samples.join(' ')}; do
+        mkdir -p \$sample/\$sample.marks.zarr
+        touch \$sample/\$sample.markers
+    done
+    mkdir -p ${meta.id}
+    touch ${meta.id}/${meta.id}.link_cores.json
+    """
+}
