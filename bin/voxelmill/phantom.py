@@ -1,4 +1,4 @@
-"""Light-sheet-like volumes of tubes whose truth is known: the demo's image and the demo model's training data.
+"""Volumes whose truth is known: light-sheet-like tubes for the demo and its model, and touching particles by millions.
 
 Positions and lengths are in micrometres, axes are z, y, x, and a voxel's centre is its index times the spacing.
 The grey values follow a cleared mouse brain under a light-sheet microscope: a camera offset, an uneven bright
@@ -7,12 +7,15 @@ background with fine texture, thin beaded fibres that blur three times further a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 STEP_UM = 1.0
 PSF_UM = (4.5, 1.8, 1.8)
@@ -21,6 +24,13 @@ PHOTON_GAIN = 2.2
 READ_NOISE = 25.0
 BACKGROUND = 750.0
 LABELS = {"background": 0, "axon": 1, "edge": 2}
+PARTICLE_LABELS = {"background": 0, "core": 1, "border": 2}
+GREY = (60, 190, 140)
+"""Mean grey values of background, core and border of particles."""
+
+GREY_NOISE = 12
+LEAST_WIDTH = 6
+"""Voxels of a particle along every axis, at least; its core is then thick enough to count as one."""
 
 
 @dataclass(frozen=True)
@@ -331,3 +341,174 @@ def _specks(shape: tuple[int, ...], spacing: Sequence[float], rng: np.random.Gen
         where = tuple(rng.integers(0, size, count) for size in shape)
         np.add.at(field, where, (height * peak * rng.exponential(size=count)).astype(np.float32))
     return field
+
+
+# Particles
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Touching particles in a volume of any size, made one layer of cells after another.
+
+    The volume is a lattice of cubic cells, the first of which hold one particle each: an ellipsoid in a box of at least
+    `LEAST_WIDTH` voxels inside the cell. Neighbours that touch both reach the face between their cells; otherwise
+    neither does. What is drawn depends on the seed and the layer of cells only: layers can be made in any order.
+
+    A core is what remains of a particle when voxels with a 6-neighbour outside are taken off. Every other voxel has a
+    voxel of its own core among its 26 neighbours and none of another: nearest cores give exactly the particles.
+
+    Attributes
+    ----------
+    count : int
+        Number of particles.
+    cells : (3,) int
+        Of the lattice, z, y, x.
+    cell : int
+        Side of a cell in voxels, at least 8.
+    touching : (3,) float
+        Share of neighbouring cells along z, y and x whose particles touch.
+    seed : int
+    """
+
+    count: int
+    cells: tuple[int, int, int]
+    cell: int = 8
+    touching: tuple[float, float, float] = (0.1, 0.1, 0.1)
+    seed: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels of the volume."""
+        nz, ny, nx = (n * self.cell for n in self.cells)
+        return nz, ny, nx
+
+    def bands(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Labels (uint8, `PARTICLE_LABELS`) and ids (int64) of one layer of cells after another: (cell, y, x) each."""
+        for layer in range(self.cells[0]):
+            yield self.band(layer)
+
+    def band(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and ids of one layer of cells; ids are 1 to ``count`` in z, y, x order of the cells."""
+        labels = self._spread(self._templates[self._kinds(layer)])
+        first = layer * self.cells[1] * self.cells[2]
+        number = (first + 1 + np.arange(self.cells[1] * self.cells[2])).reshape(self.cells[1:])
+        ids = np.repeat(np.repeat(number, self.cell, axis=0), self.cell, axis=1)
+        return labels, np.where(labels > 0, ids, 0)
+
+    def grey(self, labels: np.ndarray, layer: int) -> np.ndarray:
+        """A noisy grey image (uint8) of the labels of a layer."""
+        rng = np.random.default_rng((self.seed, layer, 1))
+        noise = rng.integers(-GREY_NOISE, GREY_NOISE + 1, labels.shape, dtype=np.int16)
+        return (np.asarray(GREY, np.int16)[labels] + noise).astype(np.uint8)
+
+    def volumes(self) -> np.ndarray:
+        """Voxels of every particle, int64 (count,), in the order of their ids."""
+        sizes = np.count_nonzero(self._templates, axis=(1, 2, 3))
+        kinds = (self._kinds(layer).ravel() for layer in range(self.cells[0]))
+        return np.concatenate([sizes[kind] for kind in kinds])[: self.count]
+
+    def contacts(self) -> np.ndarray:
+        """Pairs of ids that touch, int64 (n, 2), the smaller first."""
+        ids = np.arange(1, math.prod(self.cells) + 1).reshape(self.cells)
+        pairs = []
+        for layer in range(self.cells[0]):
+            for axis, linked in enumerate(self._links(layer)):
+                step = math.prod(self.cells[axis + 1 :])
+                pairs.append(np.stack([ids[layer][linked], ids[layer][linked] + step], axis=1))
+        return np.concatenate(pairs)
+
+    def components(self) -> int:
+        """Number of connected components of all particles: fewer than particles where some touch."""
+        pairs = self.contacts() - 1
+        edges = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(self.count,) * 2)
+        return int(connected_components(edges, directed=False)[0])
+
+    @cached_property
+    def _boxes(self) -> np.ndarray:
+        """First and last voxel of a particle along an axis, by how far it stays from the cell's two faces: (n, 2)."""
+        room = min(4, self.cell - LEAST_WIDTH + 1)
+        return np.array([(low, self.cell - 1 - high) for low in range(room) for high in range(room)])
+
+    @cached_property
+    def _templates(self) -> np.ndarray:
+        """A cell for every choice of boxes along z, y and x, and an empty one at the end: uint8 (n, cell, cell, cell).
+
+        Choices that would be too thin are empty and never used.
+        """
+        places, n = np.arange(self.cell), len(self._boxes)
+        middle, radius = self._boxes.mean(axis=1), (np.diff(self._boxes, axis=1)[:, 0] + 1) / 2
+        away = ((places - middle[:, None]) / np.maximum(radius, LEAST_WIDTH / 2)[:, None]) ** 2
+        away[2 * radius < LEAST_WIDTH] = np.inf
+        inside = (
+            away[:, None, None, :, None, None] + away[None, :, None, None, :, None] + away[None, None, :, None, None, :]
+        ) <= 1
+        inside = inside.reshape(n**3, *(self.cell,) * 3)
+        cross = ndimage.generate_binary_structure(3, 1)[None]
+        core = ndimage.binary_erosion(inside, cross)
+        made = PARTICLE_LABELS["border"] * inside - (PARTICLE_LABELS["border"] - PARTICLE_LABELS["core"]) * core
+        return np.concatenate([made, np.zeros_like(made[:1])]).astype(np.uint8)
+
+    def _links(self, layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which cells (y, x) of a layer hold a particle that touches its next neighbour along z, y and x."""
+        if not 0 <= layer < self.cells[0]:
+            empty = np.zeros(self.cells[1:], bool)
+            return empty, empty, empty
+        rng = np.random.default_rng((self.seed, layer, 0))
+        drawn = rng.random((3, *self.cells[1:])) < np.reshape(self.touching, (3, 1, 1))
+        _, ny, nx = self.cells
+        number = np.arange(ny * nx).reshape(ny, nx) + layer * ny * nx
+        _, y, x = np.ogrid[:1, :ny, :nx]
+        there = (layer + 1 < self.cells[0]) & (number + ny * nx < self.count)
+        along_y = (y[0] + 1 < ny) & (number + nx < self.count)
+        along_x = (x[0] + 1 < nx) & (number + 1 < self.count)
+        return drawn[0] & there, drawn[1] & along_y, drawn[2] & along_x
+
+    def _kinds(self, layer: int) -> np.ndarray:
+        """Template of every cell (y, x) of a layer."""
+        after = self._links(layer)
+        before = (
+            self._links(layer - 1)[0],
+            np.pad(after[1], ((1, 0), (0, 0)))[:-1],
+            np.pad(after[2], ((0, 0), (1, 0)))[:, :-1],
+        )
+        rng = np.random.default_rng((self.seed, layer, 2))
+        room = min(4, self.cell - LEAST_WIDTH + 1)
+        kind = np.zeros(self.cells[1:], np.int64)
+        for low, high in zip(before, after, strict=True):
+            spare = self.cell - LEAST_WIDTH
+            start = np.where(low, 0, 1 + rng.integers(0, room - 1, low.shape))
+            stop = np.where(high, 0, 1 + rng.integers(0, room - 1, low.shape))
+            # where both together leave too little, the side that is free to move goes back as far as it must
+            start = np.where(low, 0, np.minimum(start, np.maximum(1, spare - stop)))
+            stop = np.where(high, 0, np.minimum(stop, spare - start))
+            kind = kind * room**2 + start * room + stop
+        number = np.arange(kind.size).reshape(kind.shape) + layer * kind.size
+        return np.where(number < self.count, kind, len(self._templates) - 1)
+
+    def _spread(self, cells: np.ndarray) -> np.ndarray:
+        """Cells (y, x, cell, cell, cell) of a layer as a band of planes."""
+        ny, nx = cells.shape[:2]
+        return np.ascontiguousarray(cells.transpose(2, 0, 3, 1, 4).reshape(self.cell, ny * self.cell, nx * self.cell))
+
+
+def particles(
+    count: int,
+    cells: tuple[int, int, int] | None = None,
+    cell: int = 8,
+    touching: tuple[float, float, float] = (0.1, 0.1, 0.1),
+    seed: int = 0,
+) -> Particles:
+    """Particles in a lattice of cells, by default the smallest cube that holds them; see `Particles`.
+
+    Raises
+    ------
+    ValueError
+        Where the lattice is too small, or its cells are.
+    """
+    side = math.ceil(round(count ** (1 / 3), 9))
+    cells = (side,) * 3 if cells is None else cells
+    if math.prod(cells) < count or cell < LEAST_WIDTH + 2:
+        raise ValueError(
+            f"{count} particles in {cells} cells of {cell} voxels: too few cells, or smaller than 8 voxels"
+        )
+    return Particles(count, cells, cell, touching, seed)

@@ -13,7 +13,22 @@ from click.testing import CliRunner
 from scipy import ndimage, spatial
 
 from make_demo import main as make_demo
-from voxelmill.phantom import CAMERA_OFFSET, LABELS, Curve, Phantom, Tube, draw, grow, photograph, touching, tubes
+from voxelmill.phantom import (
+    CAMERA_OFFSET,
+    LABELS,
+    LEAST_WIDTH,
+    PARTICLE_LABELS,
+    Curve,
+    Particles,
+    Phantom,
+    Tube,
+    draw,
+    grow,
+    particles,
+    photograph,
+    touching,
+    tubes,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACING = (3.0, 2.0, 2.0)
@@ -181,3 +196,100 @@ def test_the_demo_model_finds_the_tubes_of_a_volume_it_never_saw() -> None:
     for name, least in (("axon", 0.70), ("edge", 0.60)):
         found, truth = labels == LABELS[name], volume.labels == LABELS[name]
         assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > least, name
+
+
+LATTICES = [
+    particles(101, (4, 5, 6), touching=(0.4, 0.3, 0.5), seed=1),
+    particles(60, (3, 5, 4), cell=9, touching=(0.2, 0.6, 0.1), seed=2),
+    particles(26, cell=13, touching=(0.5, 0.5, 0.5), seed=3),
+    particles(7, (1, 1, 9), touching=(0.0, 0.0, 1.0), seed=4),
+]
+
+
+def whole(volume: Particles) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and ids of all layers."""
+    labels, ids = zip(*volume.bands(), strict=True)
+    return np.concatenate(labels), np.concatenate(ids)
+
+
+def adjacent(ids: np.ndarray) -> set[tuple[int, int]]:
+    """Pairs of ids that have voxels among each other's 26 neighbours, by comparing the volume with itself shifted."""
+    padded = np.pad(ids, 1)
+    found = set()
+    for shift in np.ndindex(3, 3, 3):
+        other = padded[tuple(slice(s, s + n) for s, n in zip(shift, ids.shape, strict=True))]
+        meet = (ids > 0) & (other > ids)
+        found |= set(zip(ids[meet].tolist(), other[meet].tolist(), strict=True))
+    return found
+
+
+@pytest.mark.parametrize("volume", LATTICES, ids=str)
+def test_particles_are_as_many_as_large_and_touch_as_told(volume: Particles) -> None:
+    labels, ids = whole(volume)
+    assert labels.shape == volume.shape
+    assert (labels.dtype, ids.dtype) == (np.uint8, np.int64)
+    assert np.array_equal(labels > 0, ids > 0)
+    counts = np.bincount(ids.ravel())[1:]
+    assert counts.tolist() == volume.volumes().tolist()
+    assert len(counts) == volume.count
+    assert adjacent(ids) == set(map(tuple, volume.contacts().tolist()))
+    assert cc3d.connected_components(labels > 0).max() == volume.components() < volume.count
+    assert cc3d.connected_components(ids).max() == volume.count
+    for box in ndimage.find_objects(ids):
+        assert min(side.stop - side.start for side in box) >= LEAST_WIDTH
+
+
+@pytest.mark.parametrize("volume", LATTICES, ids=str)
+def test_nearest_cores_are_the_particles(volume: Particles) -> None:
+    labels, ids = whole(volume)
+    core = labels == PARTICLE_LABELS["core"]
+    cores, n = ndimage.label(core)
+    assert n == volume.count
+    of_core = ndimage.maximum(ids, cores, np.arange(1, n + 1))
+    assert sorted(of_core) == list(range(1, n + 1))
+    # every border voxel sees voxels of one core, its own
+    cores = np.where(core, ids, 0)
+    border = labels == PARTICLE_LABELS["border"]
+    largest = ndimage.maximum_filter(cores, 3)
+    smallest = ndimage.minimum_filter(np.where(core, ids, ids.max() + 1), 3)
+    assert np.array_equal(largest[border], ids[border])
+    assert np.array_equal(smallest[border], ids[border])
+    # and no core is so thin that it would not count as one
+    distance = ndimage.distance_transform_edt(core)
+    thin = ndimage.sum_labels(distance <= 1, cores, of_core) / ndimage.sum_labels(core, cores, of_core)
+    assert thin.max() < 0.95
+
+
+def test_layers_of_particles_depend_on_the_seed_alone() -> None:
+    first, again, other = (particles(101, (4, 5, 6), seed=seed) for seed in (1, 1, 2))
+    labels, ids = whole(first)
+    for layer in (2, 0, 3, 1):
+        planes = slice(layer * 8, layer * 8 + 8)
+        assert again.band(layer)[0].tobytes() == labels[planes].tobytes()
+        assert np.array_equal(again.band(layer)[1], ids[planes])
+        assert again.grey(labels[planes], layer).tobytes() == first.grey(labels[planes], layer).tobytes()
+        assert other.band(layer)[0].tobytes() != labels[planes].tobytes()
+        assert other.grey(labels[planes], layer).tobytes() != first.grey(labels[planes], layer).tobytes()
+
+
+def test_shares_of_touching_particles() -> None:
+    alone, all_touch = (particles(512, touching=(share,) * 3) for share in (0.0, 1.0))
+    assert (alone.components(), all_touch.components()) == (512, 1)
+    volume = particles(20**3, touching=(0.1, 0.2, 0.3))
+    steps = np.diff(volume.contacts(), axis=1)[:, 0]
+    shares = [np.mean(steps == step) * len(steps) / (19 * 20 * 20) for step in (400, 20, 1)]
+    assert shares == pytest.approx([0.1, 0.2, 0.3], abs=0.015)
+
+
+def test_grey_values_of_particles_tell_the_labels() -> None:
+    volume = particles(64)
+    labels, _ = volume.band(0)
+    grey = volume.grey(labels, 0).astype(float)
+    assert [grey[labels == value].mean() for value in range(3)] == pytest.approx([60, 190, 140], abs=1)
+    assert [grey[labels == value].std() for value in range(3)] == pytest.approx([7.2] * 3, abs=0.5)
+
+
+@pytest.mark.parametrize("wrong", [{"cells": (2, 2, 2)}, {"cell": 7}], ids=str)
+def test_particles_need_room(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="too few cells"):
+        particles(9, **wrong)
