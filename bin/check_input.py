@@ -13,6 +13,7 @@ import click
 from voxelmill.check import check_input
 from voxelmill.convert.request import Request
 from voxelmill.errors import UsageError
+from voxelmill.evaluation.request import Evaluation
 from voxelmill.files import write_json
 from voxelmill.fit import CheckOptions
 from voxelmill.forecast import table
@@ -87,6 +88,8 @@ def request(values: Mapping[str, Any]) -> Request | None:
 @click.option("--orientation")
 @click.option("--repair-header", type=click.Choice(["qform", "sform"]))
 @click.option("--align-labels", is_flag=True)
+@click.option("--evaluate", is_flag=True, help="Labels are to be compared with the truth.")
+@click.option("--ignore-label", type=int, help="Value of the truth whose voxels count nowhere.")
 def main(
     sheet: Path | None, images: int | None, staged: Path, packages: tuple[Path, ...], schema: Path, **values: Any
 ) -> None:
@@ -108,6 +111,7 @@ def main(
             workers=values["workers"],
             allow_spacing_mismatch=values["allow_spacing_mismatch"],
             convert=request(values),
+            evaluate=Evaluation(values["ignore_label"]) if values["evaluate"] else None,
             min_object_volume=values["min_object_volume"],
             plan=Options(
                 step_size=values["step_size"],

@@ -16,7 +16,6 @@ from urllib.parse import unquote
 import numpy as np
 
 from voxelmill.convert.mending import given_spacing, open_given
-from voxelmill.convert.request import Request
 from voxelmill.errors import (
     BadDataError,
     Faults,
@@ -34,7 +33,17 @@ from voxelmill.formats.base import damage_told
 from voxelmill.image import Box
 from voxelmill.model.config import ModelConfig
 from voxelmill.overlay import fit_labels
-from voxelmill.samplesheet import UNUSED, LabelFile, Rejected, Row, plain_cell, printable, read_sheet, rows_of_images
+from voxelmill.samplesheet import (
+    TRUTH,
+    UNUSED,
+    LabelFile,
+    Rejected,
+    Row,
+    plain_cell,
+    printable,
+    read_sheet,
+    rows_of_images,
+)
 
 STEP_BYTES = 64 << 20
 
@@ -44,7 +53,7 @@ OPENERS = 4
 FAULTS_FILE = Path("check") / "faults.csv"
 
 Fitting = Callable[[Row, Sequence[ImageSource], CheckOptions, Faults], Fit]
-"""What a sample's files are compared with: the model, each other, or the format that they are to be converted to."""
+"""What a sample's files are compared with: the model, each other, the format that they are to be converted to."""
 
 
 def check_input(
@@ -80,7 +89,7 @@ def check_input(
     FaultsError
         All faults of all samples, unless bad samples are to be skipped and a good one is left.
     UsageError
-        Where a model is needed and there is none; this is never skipped.
+        Where a model is needed and there is none, or a sheet that names the truth; this is never skipped.
     BadDataError
         Where the images were staged by another reading of the sheet than the one here; this is never skipped.
     WriteFailedError
@@ -89,14 +98,19 @@ def check_input(
     found = staged_images(staged)
     rejected: list[Rejected] = []
     if sheet is None:
+        if options.evaluate is not None:
+            raise UsageError(
+                "there is no samplesheet, and only one can name labels and truth",
+                expected="--input samples.csv with the columns sample, truth, and semantic or instances",
+            )
         if not found:
             raise InputMissingError("no image was found", remedy="check the path, the folder or the glob in --input")
         rows = rows_of_images({number: path.name for number, path in found.items()})
     else:
-        rows, rejected, named = read_sheet(sheet, read_json(schema))
+        rows, rejected, named = read_sheet(sheet, read_json(schema), evaluate=options.evaluate is not None)
         refuse_other_reading(sheet, rows, found, named, images)
     entries, estimates = [], {}
-    for outcome in check_rows(fittings(rows, config, others, options.convert), found, options):
+    for outcome in check_rows(fittings(rows, config, others, options), found, options):
         if isinstance(outcome, Rejected):
             rejected.append(outcome)
         else:
@@ -160,14 +174,18 @@ def write_faults(path: Path, faults: Iterable[VoxelmillError]) -> None:
 
 
 def fittings(
-    rows: Iterable[Row], config: ModelConfig | None, others: Sequence[ModelConfig], convert: Request | None
+    rows: Iterable[Row], config: ModelConfig | None, others: Sequence[ModelConfig], options: CheckOptions
 ) -> list[tuple[Row, Fitting]]:
     """Every row with what its files are compared with; UsageError where that is a model and there is none."""
-    if convert is not None:
-        # what a segmentation need not load
+    # Below is what a segmentation need not load.
+    if options.convert is not None:
         from voxelmill.convert.check import fit_conversion
 
-        return [(row, partial(fit_conversion, convert)) for row in rows]
+        return [(row, partial(fit_conversion, options.convert)) for row in rows]
+    if options.evaluate is not None:
+        from voxelmill.evaluation.check import fit_evaluation
+
+        return [(row, fit_evaluation) for row in rows]
     chosen: list[tuple[Row, Fitting]] = []
     without = []
     for row in rows:
@@ -234,7 +252,7 @@ def check_row(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Check one sample -> its entry of ``samples.json`` (without its batch) and its estimate."""
     names = [printable(name) for name in row.names]
-    faults = Faults(row.sample, names[0])
+    faults = Faults(row.sample, printable(row.files[0][1]))
     files: list[ImageSource] = []
     with ExitStack() as opened:
         selections = [Selection()] * len(row.files)
@@ -244,7 +262,8 @@ def check_row(
         for (number, name), selection in zip(row.files, selections, strict=True):
             with faults.collect(printable(name)):
                 if number not in staged:
-                    raise InputMissingError("the image does not exist", remedy="check the path in the samplesheet")
+                    what = "image" if number in row.images else "label image"
+                    raise InputMissingError(f"the {what} does not exist", remedy="check the path in the samplesheet")
                 source = open_given(staged[number], selection, given)
                 files.append(opened.enter_context(source))
                 if not options.fill_missing:
@@ -254,15 +273,17 @@ def check_row(
         check_sums(row, staged, faults)
         if len(files) < len(row.files):
             raise several(faults.found)
-        sources = files[: len(names)]
+        # Only a row that is evaluated may be without an image.
+        sources = files[: len(names)] or files[:1]
         first = sources[0]
         with faults.collect():
             agree(sources, names)
         fit = fitting(row, files, options, faults)
         warnings = [
-            *(text for source in sources for text in source.warnings),
+            *(text for source in (sources if row.truth is None else files) for text in source.warnings),
             *fit.warnings,
             *(f"the column {name} is not used in this version" for name in UNUSED if row.get(name)),
+            *(["the column truth is not used here: --workflow evaluate compares with it"] if row.get(TRUTH) else []),
         ]
         entry = {
             "id": row.sample,
@@ -288,12 +309,14 @@ def check_row(
             "labels": None if row.labels is None else labels_entry(row.labels),
             "warnings": list(dict.fromkeys(warnings)),
         }
+        if row.truth is not None:
+            entry[TRUTH] = {"file": printable(row.truth.name)}
         figures = asdict(fit.estimate)
         return entry, {name: figures[name] for name in FIGURES}
 
 
 def labels_entry(labels: LabelFile) -> dict[str, str]:
-    """What the import needs to know of labels that are given; their file is the last of the row."""
+    """What the import needs to know of labels that are given; their file comes after the images of the row."""
     return {"kind": labels.kind, "file": printable(labels.name)}
 
 
@@ -331,7 +354,7 @@ def every_box(source: ImageSource) -> Iterator[tuple[int, Box]]:
 
 
 def check_sums(row: Row, staged: Mapping[int, Path], faults: Faults) -> None:
-    """Compare files with the digests in the sheet: one for every image, and one more where the labels have theirs.
+    """Compare files with the digests in the sheet: one for every image, one more for labels and one more for truth.
 
     The digest of a folder is that of `voxelmill.files.sha256_tree`.
     """
@@ -339,7 +362,7 @@ def check_sums(row: Row, staged: Mapping[int, Path], faults: Faults) -> None:
     if text is None:
         return
     digests = text.lower().split(";")
-    if len(digests) not in (len(row.images), len(row.files)):
+    if len(digests) not in row.counts:
         with faults.collect():
             raise BadDataError(f"{len(digests)} sha256 for {len(row.files)} files")
     for (number, name), expected in zip(row.files, digests, strict=False):

@@ -11,6 +11,7 @@ import numpy as np
 
 from voxelmill.convert.request import Request
 from voxelmill.errors import BadDataError, Faults, ModelMismatchError, UsageError
+from voxelmill.evaluation.request import Evaluation
 from voxelmill.formats import ImageSource, Selection
 from voxelmill.formats.spacing import Triple, checked, micrometres_per
 from voxelmill.image import Box
@@ -36,7 +37,7 @@ class CheckOptions:
 
     ``selection`` is for the images of rows that choose nothing; ``spacing``, ``unit``, ``channel`` and ``box`` are the
     texts of the params, None where absent; ``workers`` is the number of CPUs. With ``convert``
-    images are compared with what they shall become, and not with a model.
+    images are compared with what they shall become, with ``evaluate`` labels with the truth, and neither with a model.
     """
 
     selection: Selection = field(default_factory=Selection)
@@ -53,6 +54,7 @@ class CheckOptions:
     full: bool = False
     workers: int = 1
     convert: Request | None = None
+    evaluate: Evaluation | None = None
     min_object_volume: float = 0.0
     allow_spacing_mismatch: bool = False
     plan: Options = field(default_factory=Options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,6 +26,21 @@ from voxelmill.schedule import estimate_given
 
 MAX_SHIFT = 0.501
 """Voxels between the first voxels of image and labels; half a one is a convention, of corners instead of centres."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a file is called in a message: its noun, and the verbs and the genitive that go with it."""
+
+    noun: str
+    be: str
+    have: str
+    whose: str
+
+
+IMAGE = Role("image", "is", "has", "image's")
+LABELS = Role("labels", "are", "have", "labels'")
+TRUTH = Role("truth", "is", "has", "truth's")
 
 
 def fit_labels(row: Row, files: Sequence[ImageSource], options: CheckOptions, faults: Faults) -> Fit:
@@ -54,33 +70,40 @@ def fit_labels(row: Row, files: Sequence[ImageSource], options: CheckOptions, fa
 
 
 def refuse_type(_image: ImageSource, labels: ImageSource) -> None:
+    """As `refuse_kind`, of labels that come with an image."""
+    refuse_kind(labels, LABELS)
+
+
+def refuse_kind(labels: ImageSource, role: Role) -> None:
     """Raise BadDataError unless labels are whole numbers by their type, in a format that keeps them."""
     if labels.format == "JPEG":
         raise BadDataError(
-            "the labels are a JPEG, whose values are not those that were drawn",
+            f"the {role.noun} {role.be} a JPEG, whose values are not those that were drawn",
             expected="labels in a format without loss",
             remedy="export the labels as PNG or TIFF",
         )
     if labels.dtype.kind not in "biu":
         raise BadDataError(
-            f"the labels are {labels.dtype}",
+            f"the {role.noun} {role.be} {labels.dtype}",
             expected="integers",
             remedy="convert them to the smallest unsigned integer that holds them, such as uint8 or uint16",
         )
 
 
-def refuse_shape(image: ImageSource, labels: ImageSource) -> None:
+def refuse_shape(image: ImageSource, labels: ImageSource, role: Role = LABELS, under: Role = IMAGE) -> None:
     """Raise BadDataError unless labels have one channel and the image's voxels."""
     if labels.shape[0] != 1:
         raise BadDataError(
-            f"the labels have {labels.shape[0]} channels, axes {labels.axes.upper()}",
+            f"the {role.noun} {role.have} {labels.shape[0]} channels, axes {labels.axes.upper()}",
             expected="one channel, in which a voxel's value is its class or its object",
         )
     if labels.shape[1:] != image.shape[1:]:
         raise BadDataError(
-            f"the labels are {shown_shape(labels)} (z, y, x), the image is {shown_shape(image)}",
-            expected="labels on the voxels of the image",
-            remedy="export the labels in the image's size; name the axes in the column axes if they were mixed up",
+            f"the {role.noun} {role.be} {shown_shape(labels)} (z, y, x), "
+            f"the {under.noun} {under.be} {shown_shape(image)}",
+            expected=f"{role.noun} on the voxels of the {under.noun}",
+            remedy=f"export the {role.noun} in the {under.whose} size; name the axes in the column axes if they were "
+            "mixed up",
         )
 
 
@@ -88,27 +111,29 @@ def shown_shape(source: ImageSource) -> str:
     return " x ".join(map(str, source.shape[1:]))
 
 
-def refuse_orientation(image: ImageSource, labels: ImageSource) -> None:
+def refuse_orientation(image: ImageSource, labels: ImageSource, role: Role = LABELS, under: Role = IMAGE) -> None:
     """Raise BadDataError where the voxel axes of two medical files point to different sides of the body."""
     here, there = orientation(labels.affine), orientation(image.affine)
     if here and there and here != there:
         raise BadDataError(
-            f"the axes of the labels run {here}, those of the image {there} (x, y, z)",
-            expected="labels whose voxels lie as those of the image",
+            f"the axes of the {role.noun} run {here}, those of the {under.noun} {there} (x, y, z)",
+            expected=f"{role.noun} whose voxels lie as those of the {under.noun}",
             remedy="reorient one of both, for instance with fslreorient2std or nibabel's as_reoriented",
         )
 
 
-def refuse_position(image: ImageSource, labels: ImageSource) -> None:
+def refuse_position(image: ImageSource, labels: ImageSource, role: Role = LABELS, under: Role = IMAGE) -> None:
     """Raise BadDataError where both files say where their first voxel is, and that is not the same place."""
     apart = voxels_apart(image, labels)
     if apart is None or max(map(abs, apart)) <= MAX_SHIFT or orientation(image.affine) != orientation(labels.affine):
         return
     shown = ", ".join(f"{axis} {value:+.2f}" for axis, value in zip("zyx", apart, strict=True))
     raise BadDataError(
-        f"the labels' first voxel lies elsewhere than the image's, by {shown} voxels; {shown_places(image, labels)}",
-        expected="labels that begin within half a voxel of where the image begins",
-        remedy="crop or resample the labels to the image's grid, or correct the origin in the header that is wrong",
+        f"the {role.whose} first voxel lies elsewhere than the {under.whose}, by {shown} voxels; "
+        f"{shown_places(image, labels)}",
+        expected=f"a first voxel within half a voxel of the {under.whose}",
+        remedy=f"crop or resample the {role.noun} to the {under.whose} grid, or correct the origin in the header that "
+        "is wrong",
     )
 
 
@@ -144,8 +169,8 @@ def compare_origins(image: ImageSource, labels: ImageSource) -> list[str]:
     return [f"only one file gives its first voxel's position, labels and image: {shown_places(image, labels)}"]
 
 
-def compare_label_spacing(spacing: Triple, unit: str, labels: ImageSource) -> list[str]:
+def compare_label_spacing(spacing: Triple, unit: str, labels: ImageSource, role: Role = LABELS) -> list[str]:
     """A warning where the labels' file gives another spacing than the one that is used."""
     if unit == "pixel" or labels.spacing is None or ratio(spacing, labels.spacing) <= DIFFERENT:
         return []
-    return [f"the labels' file gives {shown_spacing(labels.spacing)}, used is {shown_spacing(spacing)}"]
+    return [f"the {role.whose} file gives {shown_spacing(labels.spacing)}, used is {shown_spacing(spacing)}"]

@@ -28,7 +28,13 @@ RESULTS = {"pipeline_info", "report", "report.html", "outputs.json"}
 STARTS = {"semantic": "assemble", "instances": "analyze"}
 """Columns of labels that a row may bring along, and the stage that it then starts at; without them it is `predict`."""
 
-UNUSED = ("truth", "particle_size")
+TRUTH = "truth"
+"""Column of the labels that others are compared with."""
+
+EVALUATED = "evaluate"
+"""Where a row with truth starts, and ends."""
+
+UNUSED = ("particle_size",)
 
 SUFFIXES = re.compile(
     r"(\.ome)?\.(tiff?|btf|tf[28]|zarr)$|\.nii(\.gz)?$|\.(mh[ad]|nrrd|nhdr|png|jpe?g|h5|hdf5)$", re.IGNORECASE
@@ -43,7 +49,7 @@ class LabelFile:
     Attributes
     ----------
     kind : str
-        Its column: ``semantic`` or ``instances``.
+        Its column: ``semantic``, ``instances`` or ``truth``.
     name : str
         The file as the user names it.
     number : int
@@ -67,11 +73,14 @@ class Row:
     names : tuple of str
         The image files as the user names them.
     images : tuple of int
-        Their positions in the list of all files, from 1; labels come after the images of their row.
+        Their positions in the list of all files, from 1; labels come after the images of their row, and truth after
+        these. Only a row that is evaluated may have none.
     values : dict
         The other cells that are filled, by column.
     labels : LabelFile or None
         Labels that are given instead of predicted.
+    truth : LabelFile or None
+        What the labels are compared with; None where nothing is evaluated, whatever the cell says.
     """
 
     number: int
@@ -80,26 +89,40 @@ class Row:
     images: tuple[int, ...]
     values: Mapping[str, str]
     labels: LabelFile | None = None
+    truth: LabelFile | None = None
 
     def get(self, column: str) -> str | None:
         return self.values.get(column)
 
     @property
     def start(self) -> str:
-        """The stage that the sample starts at: ``predict``, ``assemble`` or ``analyze``."""
+        """The stage that the sample starts at: ``predict``, ``assemble``, ``analyze`` or ``evaluate``."""
+        if self.truth is not None:
+            return EVALUATED
         return "predict" if self.labels is None else STARTS[self.labels.kind]
 
     @property
     def files(self) -> list[tuple[int, str]]:
-        """Position and name of every file: the images, then the labels."""
+        """Position and name of every file: the images, then the labels, then the truth."""
         images = list(zip(self.images, self.names, strict=True))
-        return images if self.labels is None else [*images, (self.labels.number, self.labels.name)]
+        return images + [(one.number, one.name) for one in (self.labels, self.truth) if one is not None]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many values a cell with one per file may have: for the images, up to the labels, up to the truth.
+
+        A value for a truth that is not opened is allowed, so that one sheet serves several workflows.
+        """
+        behind = (self.labels is not None, self.truth is not None or TRUTH in self.values)
+        counts = [len(self.images), len(self.images) + behind[0], len(self.images) + sum(behind)]
+        return tuple(sorted({count for count in counts if count}))
 
     def selections(self, standard: Selection) -> list[Selection]:
         """Which part of every file is meant, in the order of `files`.
 
-        A cell holds one value for all images, or one per file separated by ';', of which some may be empty. Labels have
-        the image's axes but for channels and time, and a choice of their own only where the cell has one for them.
+        A cell holds one value for all images, or one per file separated by ';', of which some may be empty. Labels and
+        truth have the image's axes but for channels and time, and a choice of their own only where the cell has one for
+        them. Without an image one value is for all files.
 
         Parameters
         ----------
@@ -116,8 +139,9 @@ class Row:
             parts = (self.values.get(name) or ("" if value is None else str(value))).split(";")
             if len(parts) == 1:
                 alone = "".join(axis for axis in parts[0].lower() if axis in "zyx") if name == "axes" else ""
-                parts = parts * len(self.images) + [alone] * (len(self.files) - len(self.images))
-            if len(parts) not in (len(self.images), len(self.files)):
+                rest = alone if self.images else parts[0]
+                parts = parts * len(self.images) + [rest] * (len(self.files) - len(self.images))
+            if len(parts) not in self.counts:
                 raise BadDataError(
                     f"column {name} has {len(parts)} values for {len(self.files)} files",
                     expected="one for all images, or one per file in the order of the row",
@@ -136,7 +160,9 @@ class Rejected:
     error: VoxelmillError
 
 
-def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[Rejected], int]:
+def read_sheet(
+    path: Path, schema: Mapping[str, Any], *, evaluate: bool = False
+) -> tuple[list[Row], list[Rejected], int]:
     """Read a samplesheet: UTF-8 (with or without BOM), commas, any line ends.
 
     Parameters
@@ -144,6 +170,8 @@ def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[R
     path : Path
     schema : mapping
         JSON schema of the rows; its properties are the columns.
+    evaluate : bool
+        Rows need labels and truth, and no image.
 
     Returns
     -------
@@ -163,12 +191,13 @@ def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[R
     shown = str(path)
     header, lines = read_table(path, shown)
     columns = schema["items"]["properties"]
-    check_header(header, columns, schema["items"]["required"], shown)
+    rules = {**schema["items"], **({"required": ["sample", TRUTH]} if evaluate else {})}
+    check_header(header, columns, rules["required"], shown, one_of=tuple(STARTS) if evaluate else ())
     if not lines:
         raise BadDataError(
             "the samplesheet has no samples, only a header", file=shown, remedy="add one row per sample below it"
         )
-    validator = Draft202012Validator(schema["items"])
+    validator = Draft202012Validator(rules)
     twins = repeated([(number, cells[header.index("sample")]) for number, cells in lines if cells])
     rows, rejected, position = [], [], 1
     for number, cells in lines:
@@ -180,6 +209,8 @@ def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[R
             LabelFile(kind, values[kind], position + i) for i, kind in enumerate(k for k in STARTS if k in values)
         ]
         position += len(labels)
+        truth = LabelFile(TRUTH, values[TRUTH], position) if evaluate and TRUTH in values else None
+        position += truth is not None
         sample = values.get("sample", "")
         where = {"sample": printable(sample) or None, "file": f"{shown}, row {number}"}
         faults: list[VoxelmillError] = []
@@ -202,11 +233,20 @@ def read_sheet(path: Path, schema: Mapping[str, Any]) -> tuple[list[Row], list[R
                     remedy="leave one cell empty",
                 )
             )
+        if evaluate and not labels:
+            faults.append(
+                BadDataError(
+                    "the row has no labels to compare with the truth",
+                    **where,
+                    expected=f"a label image in {' or in '.join(STARTS)}",
+                )
+            )
         if faults:
             rejected += [Rejected(printable(sample) or f"row {number}", fault) for fault in faults]
         else:
-            others = {name: cell for name, cell in values.items() if name not in ("sample", "image", *STARTS)}
-            rows.append(Row(number, sample, names, images, others, labels[0] if labels else None))
+            opened = ("sample", "image", *STARTS, *((TRUTH,) if evaluate else ()))
+            others = {name: cell for name, cell in values.items() if name not in opened}
+            rows.append(Row(number, sample, names, images, others, labels[0] if labels else None, truth))
     return rows, rejected, position - 1
 
 
@@ -254,7 +294,14 @@ def read_table(path: Path, shown: str) -> tuple[list[str], list[tuple[int, list[
     return [cell.strip() for cell in lines[0][1]], lines[1:]
 
 
-def check_header(header: Sequence[str], columns: Iterable[str], required: Iterable[str], shown: str) -> None:
+def check_header(
+    header: Sequence[str],
+    columns: Iterable[str],
+    required: Iterable[str],
+    shown: str,
+    *,
+    one_of: Sequence[str] = (),
+) -> None:
     """Refuse columns that are missing, unknown or there twice, suggesting the nearest name."""
     known = list(columns)
     faults = []
@@ -264,6 +311,8 @@ def check_header(header: Sequence[str], columns: Iterable[str], required: Iterab
             faults.append(f"unknown column {printable(name)!r}" + (f", did you mean {near[0]!r}?" if near else ""))
     faults += [f"column {name!r} is there twice" for name in known if header.count(name) > 1]
     faults += [f"column {name!r} is missing" for name in required if name not in header]
+    if one_of and not set(one_of) & set(header):
+        faults.append(f"column {' or '.join(map(repr, one_of))} is missing")
     if faults:
         semicolons = len(header) == 1 and ";" in header[0]
         raise BadDataError(

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
@@ -35,6 +36,7 @@ from voxelmill.errors import (
     VoxelmillError,
     WriteFailedError,
 )
+from voxelmill.evaluation.request import Evaluation
 from voxelmill.files import read_json
 from voxelmill.fit import CheckOptions
 from voxelmill.forecast import Checked, name_batches
@@ -144,8 +146,9 @@ def run(
             writer.writerows(rows)
         images = []
         for row in rows:
-            images += [part.strip() for part in row["image"].split(";") if part.strip()]
-            images += [row[column] for column in ("semantic", "instances") if row.get(column)]
+            images += [part.strip() for part in row.get("image", "").split(";") if part.strip()]
+            opened = ("semantic", "instances", *(("truth",) if options.get("evaluate") else ()))
+            images += [row[column] for column in opened if row.get(column)]
     staged = stage(base / f"staged{len(list(base.glob('staged*')))}", images, base)
     return check_input(sheet, staged, SCHEMA, model() if config == "model" else config, CheckOptions(**options))
 
@@ -841,3 +844,208 @@ def test_a_volume_needs_a_physical_size(tmp_path: Path) -> None:
         run(tmp_path, images=["a.tif"], unit="pixel", min_object_volume=5.0)
     assert refused.value.sample == "a"
     assert run(tmp_path, images=["a.tif"], unit="pixel").samples[0]["unit"] == "pixel"
+
+
+# Labels and truth
+
+EVALUATE = Evaluation()
+
+
+def test_truth_is_numbered_after_the_labels_only_where_it_is_opened(tmp_path: Path) -> None:
+    """Also in rows that are rejected: Nextflow numbers files without judging rows."""
+    data = (
+        b"sample,image,semantic,instances,truth\na,1.tif;2.tif,3.tif,,4.tif\nb,5.tif,6.tif,7.tif,8.tif\n"
+        b"c,,,9.tif,10.tif\nd,11.tif,12.tif,,\ne,,,,13.tif\nf,,14.tif,,15.tif\n"
+    )
+    (tmp_path / "s.csv").write_bytes(data)
+    schema = json.loads(SCHEMA.read_text())
+    rows, rejected, files = read_sheet(tmp_path / "s.csv", schema, evaluate=True)
+    assert [(row.sample, row.start, row.files) for row in rows] == [
+        ("a", "evaluate", [(1, "1.tif"), (2, "2.tif"), (3, "3.tif"), (4, "4.tif")]),
+        ("c", "evaluate", [(9, "9.tif"), (10, "10.tif")]),
+        ("f", "evaluate", [(14, "14.tif"), (15, "15.tif")]),
+    ]
+    told = [(one.sample, one.error.found) for one in rejected]
+    assert told == [
+        ("b", "the row has labels in semantic and in instances"),
+        ("d", "the row has no truth"),
+        ("e", "the row has no labels to compare with the truth"),
+    ]
+    assert files == 15
+    rows, rejected, files = read_sheet(tmp_path / "s.csv", schema)
+    assert [row.files for row in rows] == [[(1, "1.tif"), (2, "2.tif"), (3, "3.tif")], [(8, "11.tif"), (9, "12.tif")]]
+    assert [one.sample for one in rejected] == ["b", "c", "e", "f"] and files == 10
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("sample,image,semantic", "column 'truth' is missing"),
+        ("sample,image,truth", "column 'semantic' or 'instances' is missing"),
+        ("sample,truth,instanecs", "did you mean 'instances'"),
+    ],
+)
+def test_columns_that_an_evaluation_needs(tmp_path: Path, header: str, words: str) -> None:
+    (tmp_path / "s.csv").write_text(f"{header}\na,b,c\n")
+    with pytest.raises(BadDataError) as caught:
+        read_sheet(tmp_path / "s.csv", json.loads(SCHEMA.read_text()), evaluate=True)
+    assert words in str(caught.value)
+
+
+def test_choices_of_images_labels_and_truth(tmp_path: Path) -> None:
+    """One value, one per image, one per file; the same sheet in other workflows, which do not open the truth."""
+
+    def chosen(evaluate: bool, image: str, **cells: str) -> list[dict[str, Any]]:
+        row = {"sample": "a", "image": image, "instances": "l.h5", "truth": "t.h5", **cells}
+        (tmp_path / "s.csv").write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
+        (found,), _, _ = read_sheet(tmp_path / "s.csv", json.loads(SCHEMA.read_text()), evaluate=evaluate)
+        return [{k: v for k, v in asdict(one).items() if v is not None} for one in found.selections(NO_CHOICE)]
+
+    for evaluate, cells in ((True, "/i;/l;/t"), (False, "/i;/l;/t"), (True, "/i;/l")):
+        expected = [{"dataset": name} for name in cells.split(";")]
+        assert chosen(evaluate, "i.h5", dataset=cells) == ([*expected, {}])[: 2 + evaluate]
+    assert chosen(True, "i.h5", level="1", axes="czyx") == [
+        {"level": 1, "axes": "czyx"},
+        {"axes": "zyx"},
+        {"axes": "zyx"},
+    ]
+    assert chosen(True, "", level="1", axes="zyx") == [{"level": 1, "axes": "zyx"}] * 2
+    assert chosen(True, "", dataset=";/t") == [{}, {"dataset": "/t"}]
+    for evaluate, image, cells in ((True, "i.h5", "/a;/b;/c;/d"), (True, "", "/a;/b;/c"), (False, "i.h5", ";;;1")):
+        with pytest.raises(BadDataError, match=r"column dataset has \d values"):
+            chosen(evaluate, image, dataset=cells)
+
+
+def test_entries_of_an_evaluation(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.tif", (2, 6, 20, 20), (2, 1, 1))
+    write_labels(tmp_path / "l.tif", spacing=(2, 1, 1))
+    write_labels(tmp_path / "t.tif", dtype="u1", spacing=(4, 1, 1))
+    write_labels(tmp_path / "n.tif", dtype="u4")
+    rows = [
+        {"sample": "a", "image": "a.tif", "semantic": "l.tif", "truth": "t.tif", "channel": "1", "group": "g"},
+        {"sample": "b", "instances": "l.tif", "truth": "t.tif"},
+        {"sample": "c", "instances": "n.tif", "truth": "n.tif", "channel": "1"},
+        {"sample": "d", "instances": "n.tif", "truth": "t.tif"},
+    ]
+    result = run(tmp_path, rows, config=None, evaluate=Evaluation(255), box=":,0:8,:")
+    a, b, c, d = result.samples
+    assert a["labels"] == {"kind": "semantic", "file": "l.tif"} and a["truth"] == {"file": "t.tif"}
+    assert (a["start"], a["files"], a["images"], len(a["selections"])) == ("evaluate", ["a.tif"], [1, 2, 3], 3)
+    assert (a["channel"], a["shape"], a["box"]) == ([1], [2, 6, 20, 20], [[0, 6], [0, 8], [0, 20]])
+    assert (b["start"], b["files"], b["images"], b["shape"]) == ("evaluate", [], [4, 5], [1, 6, 20, 20])
+    assert b["labels"]["kind"] == "instances" and b["spacing"] == [2, 1, 1] and b["unit"] == "um"
+    # the truth's spacing differs: told. Of labels without any the truth's is used; of none there are voxels
+    assert (
+        a["warnings"]
+        == b["warnings"]
+        == ["the truth's file gives 4 x 1 x 1 um (z, y, x), used is 2 x 1 x 1 um (z, y, x)"]
+    )
+    assert (c["spacing"], c["unit"], c["channel"]) == ([1, 1, 1], "pixel", [0])
+    assert c["warnings"] == ["no file gives a voxel size: distances are in voxels"]
+    assert (d["spacing"], d["unit"]) == ([4, 1, 1], "um")
+    assert result.total["windows"] == 0 and all(result.total[name] > 0 for name in ("seconds", "work_bytes"))
+    assert {entry["batch"] for entry in result.samples} == {"batch1"}
+
+
+def test_an_ignore_label_that_the_truth_cannot_hold(tmp_path: Path) -> None:
+    write_labels(tmp_path / "t.tif", dtype="u1", spacing=(1, 1, 1))
+    rows = [{"sample": "a", "semantic": "t.tif", "truth": "t.tif"}]
+    for ignore, told in ((None, 0), (255, 0), (256, 1), (-1, 1)):
+        warnings = run(tmp_path, rows, config=None, evaluate=Evaluation(ignore)).samples[0]["warnings"]
+        assert warnings == [f"the truth is uint8 and holds no ignore label {ignore}: every voxel counts"] * told
+
+
+def test_all_faults_of_labels_and_truth_at_once(tmp_path: Path) -> None:
+    write_image(tmp_path / "i.tif")
+    write_labels(tmp_path / "l.tif")
+    write_labels(tmp_path / "small.tif", (6, 20, 19))
+    write_labels(tmp_path / "float.tif", dtype="f4")
+    write_image(tmp_path / "two.tif", (2, 6, 20, 20))
+    rows = [
+        {"sample": "fine", "image": "i.tif", "semantic": "l.tif", "truth": "l.tif"},
+        {"sample": "size", "image": "", "semantic": "l.tif", "truth": "small.tif"},
+        {"sample": "both", "image": "i.tif", "semantic": "small.tif", "truth": "float.tif"},
+        {"sample": "gone", "image": "", "semantic": "l.tif", "truth": "gone.tif"},
+        {"sample": "two", "image": "", "semantic": "l.tif", "truth": "two.tif", "spacing": "0"},
+        {"sample": "empty", "image": "", "semantic": "", "truth": "l.tif"},
+    ]
+    with pytest.raises(FaultsError) as caught:
+        run(tmp_path, rows, config=None, evaluate=EVALUATE)
+    told = [(fault.sample, fault.file, fault.found) for fault in caught.value.faults]
+    assert told[1:] == [
+        ("size", "small.tif", "the truth is 6 x 20 x 19 (z, y, x), the labels are 6 x 20 x 20"),
+        ("both", "float.tif", "the truth is float32"),
+        ("both", "small.tif", "the labels are 6 x 20 x 19 (z, y, x), the image is 6 x 20 x 20"),
+        ("both", "float.tif", "the truth is 6 x 20 x 20 (z, y, x), the labels are 6 x 20 x 19"),
+        ("gone", "gone.tif", "the label image does not exist"),
+        ("two", "l.tif", "the voxel spacing from samplesheet is z 0, y 0, x 0"),
+        ("two", "two.tif", "the truth has 2 channels, axes CZYX"),
+    ]
+    assert told[0][0] == "empty" and "no labels to compare" in told[0][2]
+    assert caught.value.faults[4].expected == "truth on the voxels of the labels"
+    kept = run(tmp_path, rows, config=None, evaluate=EVALUATE, skip_bad=True)
+    assert [entry["id"] for entry in kept.samples] == ["fine"]
+
+
+def test_truth_that_lies_elsewhere_than_the_labels(tmp_path: Path) -> None:
+    voxels = np.zeros((4, 5, 6), "u1")
+    for name, shift in (("l", 0), ("t", 3)):
+        affine = np.diag([1.0, 1, 2, 1])
+        affine[0, 3] = shift
+        nib.save(nib.Nifti1Image(voxels, affine), tmp_path / f"{name}.nii")
+    rows = [{"sample": "a", "instances": "l.nii", "truth": "t.nii"}]
+    with pytest.raises(BadDataError, match="the truth's first voxel lies elsewhere than the labels', by") as caught:
+        run(tmp_path, rows, config=None, evaluate=EVALUATE)
+    assert caught.value.expected == "a first voxel within half a voxel of the labels'"
+
+
+def test_an_evaluation_needs_a_sheet(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.tif")
+    with pytest.raises(UsageError, match="there is no samplesheet"):
+        run(tmp_path, images=["a.tif"], config=None, evaluate=EVALUATE)
+
+
+def test_truth_in_other_workflows_is_told_and_not_opened(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.tif")
+    rows = [{"sample": "a", "image": "a.tif", "truth": "nowhere.tif", "particle_size": "3"}]
+    told = ["the column particle_size is not used in this version",
+            "the column truth is not used here: --workflow evaluate compares with it"]  # fmt: skip
+    for options in ({}, {"convert": Request("nrrd")}):
+        entry = run(tmp_path, rows, **options).samples[0]
+        assert entry["warnings"] == told and "truth" not in entry and entry["images"] == [1]
+
+
+def test_digests_of_images_labels_and_truth(tmp_path: Path) -> None:
+    """One sheet for several workflows: a digest for the truth is no fault where the truth is not opened."""
+    write_image(tmp_path / "i.tif")
+    write_labels(tmp_path / "l.tif")
+    write_labels(tmp_path / "t.tif", dtype="u1")
+    digests = [hashlib.sha256((tmp_path / f"{name}.tif").read_bytes()).hexdigest() for name in "ilt"]
+    row = {"sample": "a", "image": "i.tif", "semantic": "l.tif", "truth": "t.tif"}
+    for count in (1, 2, 3):
+        for options in ({"evaluate": EVALUATE}, {}):
+            cells = [{**row, "sha256": ";".join(digests[:count])}]
+            assert run(tmp_path, cells, config=None, **options).samples[0]["id"] == "a"
+    with pytest.raises(BadDataError) as caught:
+        run(tmp_path, [{**row, "sha256": ";".join(digests[:2] + digests[:1])}], config=None, evaluate=EVALUATE)
+    assert caught.value.file == "t.tif" and "SHA-256" in str(caught.value)
+    with pytest.raises(BadDataError, match="4 sha256 for 3 files"):
+        run(tmp_path, [{**row, "sha256": ";".join(digests * 2)[: 4 * 65 - 1]}], config=None, evaluate=EVALUATE)
+
+
+def test_the_script_of_the_check_passes_an_evaluation_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_labels(tmp_path / "l.tif")
+    write_labels(tmp_path / "t.tif")
+    stage(tmp_path / "images", ["l.tif", "t.tif"], tmp_path)
+    (tmp_path / "s.csv").write_text("sample,instances,truth\na,l.tif,t.tif\n")
+    monkeypatch.chdir(tmp_path)
+    seen: list[CheckOptions] = []
+    script = load_script("check_input")
+    monkeypatch.setattr(
+        script, "check_input", lambda *given, **named: seen.append(given[4]) or check_input(*given, **named)
+    )
+    arguments = ["--input", "s.csv", "--images", "2", "--staged", "images", "--schema", str(SCHEMA), "--evaluate",
+                 "--ignore-label", "3"]  # fmt: skip
+    script.main.main(arguments, standalone_mode=False)
+    assert seen[0].evaluate == Evaluation(3) and seen[0].convert is None
+    assert read_json(Path("check/samples.json"))["samples"][0]["truth"] == {"file": "t.tif"}
