@@ -1,0 +1,414 @@
+"""Objects of one class that touch, cut where they are thinnest: a watershed of the distance to what surrounds them.
+
+The result is that of scikit-image's watershed on the whole volume, for any cut into windows. Voxels are in one total
+order: the larger distance first, then the smaller place in z, y, x order. Distances are whole numbers and no two voxels
+are equal, so that nothing depends on how long a voxel has waited in the queue. Call the bottleneck of a voxel the last
+voxel in the order that it must cross on its best way from a seed. Flooding in the order gives a voxel the label of that
+neighbour whose bottleneck comes first, and neighbours with the same bottleneck have the same label; so labels follow
+from best ways alone.
+
+A window knows a part of this. Voxels that it cannot be sure of, because what lies beyond its faces could change their
+distance or make seeds of them, become markers of one label, UNDECIDED. Seen from the window their distance is the true
+one or larger, so that they come too early and never too late in the order, and all ways from beyond lead through them.
+What a seed of the window reaches before them all the same, it reaches first in the whole volume.
+
+Sources: F. Meyer, "Topographic distance and watershed lines", Signal Processing 38 (1994) 113-125; scikit-image,
+``skimage.segmentation.watershed``; seeds as in ``skimage.feature.peak_local_max``, but with one seed for a plateau.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from scipy import ndimage
+from skimage.segmentation import watershed
+
+from voxelmill.grid import LabelGrid
+from voxelmill.image import Box, slices, whole
+from voxelmill.objects.components import CLASS, FOREGROUND
+from voxelmill.objects.thinning import compiled
+
+UNDECIDED = -1
+
+SEED_DISTANCE = 6.0
+"""Voxels of the finest axis."""
+
+UNIT = 1024
+"""Weight of a step along the finest axis, before common factors are taken out: how finely ratios are told apart."""
+
+ENDLESS = 2**62
+"""Distance of voxels where nothing surrounds them."""
+
+Sides = tuple[tuple[bool, bool], ...]
+"""For each axis, whether something unknown lies beyond the lower and the upper face."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Distances on a grid, as whole numbers.
+
+    Attributes
+    ----------
+    weights : (3,) int
+        A step of n voxels along an axis has the squared length ``weight * n**2``.
+    reach : (3,) int
+        Voxels on both sides of a seed among which there is no other in the same piece of the mask.
+    """
+
+    weights: tuple[int, ...]
+    reach: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shape: Sequence[int], spacing: Sequence[float], seed_distance: float) -> Metric:
+        """Metric of a sample of `shape` voxels; an axis with a single plane has no say in which axis is the finest.
+
+        `seed_distance` is in voxels of the finest axis. A seed's reach is at least one voxel.
+        """
+        extended = [size for n, size in zip(shape, spacing, strict=True) if n > 1]
+        finest = min(extended or spacing)
+        weights = [
+            round((size / finest) ** 2 * UNIT) if n > 1 else UNIT for n, size in zip(shape, spacing, strict=True)
+        ]
+        common = math.gcd(*weights)
+        return cls(
+            tuple(weight // common for weight in weights),
+            tuple(
+                max(1, round(seed_distance * finest / size)) if n > 1 else 0
+                for n, size in zip(shape, spacing, strict=True)
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Watershed:
+    """How objects that touch are separated in windows of a sample.
+
+    Attributes
+    ----------
+    read : callable
+        Box of the sample -> labels (z, y, x).
+    grid : LabelGrid
+        Of the labels: shape, spacing and classes.
+    components_of : str
+        ``class``: every class is flooded for itself; ``foreground``: all of them together, and an object has the class
+        of its seed.
+    seed_distance : float
+        Between two seeds at least, in voxels of the finest axis.
+    halo : int
+        Voxels to begin with on every side.
+    """
+
+    read: Callable[[Box], np.ndarray]
+    grid: LabelGrid
+    components_of: str = CLASS
+    seed_distance: float = SEED_DISTANCE
+    halo: int = 32
+
+    bytes_per_voxel: ClassVar[int] = 64
+    """Of a window that is all foreground, everything together."""
+
+    def flood(self, window: Box) -> np.ndarray:
+        """Ids (int64, z y x) of a window (a box of the sample): 0 background, UNDECIDED where the window is too small.
+
+        An id is ``place of the seed in z, y, x order * number of classes + place of its class + 1``.
+        """
+        metric = Metric.of(self.grid.shape, self.grid.spacing, self.seed_distance)
+        return flood_labels(self.read(window), window, self.grid.shape, self.grid.values, metric, self.components_of)
+
+
+def watershed_instances(
+    labels: np.ndarray,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    seed_distance: float = SEED_DISTANCE,
+    components_of: str = CLASS,
+) -> np.ndarray:
+    """Separate the objects of a whole array.
+
+    Parameters
+    ----------
+    labels : (z, y, x) of integers or bool
+        0 is background; every other value is a class.
+    spacing : (3,) float
+        Voxel size, in any unit.
+    seed_distance : float
+        Between two seeds at least, in voxels of the finest axis. Objects are cut into more pieces where it is smaller.
+    components_of : str
+        ``class``: objects are of one class; ``foreground``: classes do not matter.
+
+    Returns
+    -------
+    (z, y, x) int64
+        1 to the number of objects, in the order of their first voxels; 0 is background.
+    """
+    labels = np.asarray(labels).view(np.uint8) if labels.dtype == bool else labels
+    values = tuple(int(value) for value in np.unique(labels) if value)
+    if not values:
+        return np.zeros(labels.shape, np.int64)
+    metric = Metric.of(labels.shape, spacing, seed_distance)
+    ids = flood_labels(labels, whole(labels.shape), labels.shape, values, metric, components_of)
+    found, first, number = np.unique(ids, return_index=True, return_inverse=True)
+    order = np.argsort(np.where(found == 0, -1, first))
+    new = np.empty(len(found), np.int64)
+    new[order] = np.arange(len(found)) + (found[0] != 0)
+    return new[number].reshape(labels.shape)
+
+
+def flood_labels(
+    labels: np.ndarray,
+    window: Box,
+    shape: Sequence[int],
+    values: Sequence[int],
+    metric: Metric,
+    components_of: str = CLASS,
+) -> np.ndarray:
+    """Ids of a window, as :meth:`Watershed.flood` gives them.
+
+    Parameters
+    ----------
+    labels : (z, y, x)
+        Of the window.
+    window : Box
+        Where it lies in the sample.
+    shape : (3,) int
+        Of the sample.
+    values : sequence of int
+        The classes, in the order in which ids count them.
+    metric : Metric
+    components_of : str
+
+    Returns
+    -------
+    (z, y, x) int64
+    """
+    ids = np.zeros(labels.shape, np.int64)
+    for value in values if components_of != FOREGROUND else [None]:
+        mask = labels != 0 if value is None else labels == value
+        box = surroundings(mask)
+        if box is None:
+            continue
+        mask = np.ascontiguousarray(mask[slices(box)])
+        numbers, seeds = flood_mask(mask, unknown_sides(box, window, shape), metric)
+        classes = labels[slices(box)].ravel()[seeds]
+        corner = [inner[0] + outer[0] for inner, outer in zip(box, window, strict=True)]
+        table = np.empty(len(seeds) + 2, np.int64)
+        table[0], table[-1] = 0, UNDECIDED
+        table[1:-1] = places(seeds, mask.shape, corner, shape) * len(values) + position_of(classes, values) + 1
+        np.copyto(ids[slices(box)], table[numbers], where=mask)
+    return ids
+
+
+def surroundings(mask: np.ndarray) -> Box | None:
+    """The box of the mask with one voxel more on every side, where there is one; nothing for an empty mask.
+
+    Outside it nothing is nearer to a voxel of the mask than its own rim.
+    """
+    box = []
+    for axis, size in enumerate(mask.shape):
+        found = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        if not len(found):
+            return None
+        box.append((max(int(found[0]) - 1, 0), min(int(found[-1]) + 2, size)))
+    return tuple(box)
+
+
+def unknown_sides(box: Box, window: Box, shape: Sequence[int]) -> Sides:
+    """Faces of a box in a window that are faces of the window, but not of the sample."""
+    return tuple(
+        (inner[0] == 0 and outer[0] > 0, inner[1] == outer[1] - outer[0] and outer[1] < size)
+        for inner, outer, size in zip(box, window, shape, strict=True)
+    )
+
+
+def places(flat: np.ndarray, shape: Sequence[int], corner: Sequence[int], sample: Sequence[int]) -> np.ndarray:
+    """Flat indices into an array of `shape` at `corner` -> flat indices (int64) into the sample."""
+    index = np.unravel_index(flat, tuple(shape))
+    z, y, x = (axis.astype(np.int64) + start for axis, start in zip(index, corner, strict=True))
+    return (z * sample[1] + y) * sample[2] + x
+
+
+def position_of(classes: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Where each class stands among the values."""
+    order = np.argsort(values)
+    return order[np.searchsorted(np.asarray(values), classes, sorter=order)]
+
+
+def flood_mask(mask: np.ndarray, unknown: Sides, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+    """Flood one mask from its seeds.
+
+    Parameters
+    ----------
+    mask : (z, y, x) bool, C-contiguous
+    unknown : Sides
+    metric : Metric
+
+    Returns
+    -------
+    numbers : (z, y, x) int32
+        1 to the number of seeds, 0 outside the mask, UNDECIDED.
+    seeds : (n,) int64
+        Flat indices of the seeds, ascending.
+    """
+    squares = squared_distances(mask, metric.weights)
+    sure = mask & near(squares, unknown, metric.weights)
+    for axis, sides in enumerate(unknown):
+        for side, face in enumerate((0, -1)):
+            if sides[side]:
+                np.moveaxis(sure, axis, 0)[face] = False
+    rank = ranks(squares, mask)
+    del squares
+    markers, seeds = find_seeds(rank, sure, metric.reach)
+    markers[mask & ~sure] = UNDECIDED
+    del sure
+    numbers = watershed(rank, markers, connectivity=np.ones((3, 3, 3)), mask=mask)
+    return numbers, seeds
+
+
+def squared_distances(mask: np.ndarray, weights: Sequence[int]) -> np.ndarray:
+    """Exact squared distance (int64) of every voxel to the nearest one outside the mask; ENDLESS if there is none.
+
+    Distances come from the indices of the nearest voxel, so that they are whole numbers and equal ones are equal.
+    """
+    if mask.all():
+        return np.full(mask.shape, ENDLESS)
+    nearest = ndimage.distance_transform_edt(
+        mask, sampling=np.sqrt(np.array(weights, float)), return_distances=False, return_indices=True
+    )
+    squares = np.zeros(mask.shape, np.int64)
+    for axis, weight in enumerate(weights):
+        steps = nearest[axis]
+        steps -= np.arange(mask.shape[axis], dtype=np.int32).reshape([-1 if i == axis else 1 for i in range(3)])
+        longs = steps.astype(np.int64)
+        longs *= longs
+        longs *= weight
+        squares += longs
+    return squares
+
+
+def near(squares: np.ndarray, unknown: Sides, weights: Sequence[int]) -> np.ndarray:
+    """Where the nearest voxel is not farther away than anything beyond the unknown sides, so that it is the nearest."""
+    found = np.ones(squares.shape, bool)
+    for axis, (weight, (lower, upper)) in enumerate(zip(weights, unknown, strict=True)):
+        steps = np.arange(1, squares.shape[axis] + 1, dtype=np.int64)
+        for there, distance in ((lower, steps), (upper, steps[::-1])):
+            if there:
+                found &= squares <= (weight * distance**2).reshape([-1 if i == axis else 1 for i in range(3)])
+    return found
+
+
+def ranks(squares: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Position of every voxel of the mask in the order, from 0; -1 elsewhere (int32, or int64 for 2**31 and more)."""
+    values = squares[mask]
+    values = values.max() - values
+    # few bits, so that they are sorted by digits
+    order = np.argsort(values.astype(np.min_scalar_type(int(values.max()))), kind="stable")
+    kind = np.int32 if len(order) < 2**31 else np.int64
+    position = np.empty(len(order), kind)
+    position[order] = np.arange(len(order), dtype=kind)
+    rank = np.full(mask.shape, -1, kind)
+    rank[mask] = position
+    return rank
+
+
+def find_seeds(rank: np.ndarray, sure: np.ndarray, reach: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels that come first in their piece of the box around them.
+
+    The piece are the voxels of the mask inside the box that are connected to the voxel (26 neighbours) inside the box.
+    The first voxel of a component of the mask is always a seed.
+
+    Parameters
+    ----------
+    rank : (z, y, x) of int
+        -1 outside the mask.
+    sure : (z, y, x) bool
+        Voxels whose rank is that in the whole sample, and all of whose neighbours are here. Others may come too early.
+    reach : (3,) int
+        Half sides of the box.
+
+    Returns
+    -------
+    markers : (z, y, x) int32
+        1 to the number of seeds; UNDECIDED for a voxel that may be one; else 0.
+    seeds : (n,) int64
+        Flat indices of the seeds, ascending.
+    """
+    markers = np.zeros(rank.shape, np.int32)
+    _mark_seeds(rank, sure, np.array(reach, np.int64), markers)
+    seeds = np.flatnonzero(markers > 0)
+    markers.ravel()[seeds] = np.arange(1, len(seeds) + 1)
+    return markers, seeds
+
+
+@compiled
+def _beaten(rank: np.ndarray, sure: np.ndarray, z: int, y: int, x: int) -> bool:
+    """Whether a neighbour surely comes before the voxel."""
+    mine = rank[z, y, x]
+    for k in range(max(z - 1, 0), min(z + 2, rank.shape[0])):
+        for j in range(max(y - 1, 0), min(y + 2, rank.shape[1])):
+            for i in range(max(x - 1, 0), min(x + 2, rank.shape[2])):
+                if sure[k, j, i] and rank[k, j, i] < mine:
+                    return True
+    return False
+
+
+@compiled
+def _judge(
+    rank: np.ndarray,
+    sure: np.ndarray,
+    reach: np.ndarray,
+    z: int,
+    y: int,
+    x: int,
+    queue: np.ndarray,
+    seen: np.ndarray,
+) -> int:
+    """1 for a seed, 0 for none, -1 if voxels that are not sure decide."""
+    mine = rank[z, y, x]
+    z0, z1 = max(z - reach[0], 0), min(z + reach[0] + 1, rank.shape[0])
+    y0, y1 = max(y - reach[1], 0), min(y + reach[1] + 1, rank.shape[1])
+    x0, x1 = max(x - reach[2], 0), min(x + reach[2] + 1, rank.shape[2])
+    # most seeds have no rival in all of the box: then it need not be walked through
+    rivals = False
+    for k in range(z0, z1):
+        for j in range(y0, y1):
+            for i in range(x0, x1):
+                if rank[k, j, i] >= 0 and (rank[k, j, i] < mine or not sure[k, j, i]):
+                    rivals = True
+    if not rivals:
+        return 1
+    seen[:] = False
+    seen[z - z0, y - y0, x - x0] = True
+    queue[0, 0], queue[0, 1], queue[0, 2] = z, y, x
+    done, end, verdict = 0, 1, 1
+    while done < end:
+        a, b, c = queue[done]
+        done += 1
+        for k in range(max(a - 1, z0), min(a + 2, z1)):
+            for j in range(max(b - 1, y0), min(b + 2, y1)):
+                for i in range(max(c - 1, x0), min(c + 2, x1)):
+                    if rank[k, j, i] < 0 or seen[k - z0, j - y0, i - x0]:
+                        continue
+                    if not sure[k, j, i]:
+                        verdict = -1
+                    elif rank[k, j, i] < mine:
+                        return 0
+                    seen[k - z0, j - y0, i - x0] = True
+                    queue[end, 0], queue[end, 1], queue[end, 2] = k, j, i
+                    end += 1
+    return verdict
+
+
+@compiled
+def _mark_seeds(rank: np.ndarray, sure: np.ndarray, reach: np.ndarray, markers: np.ndarray) -> None:
+    """Verdict of every voxel; voxels that are not sure stay as they are."""
+    size = (2 * reach[0] + 1) * (2 * reach[1] + 1) * (2 * reach[2] + 1)
+    queue = np.empty((size, 3), np.int64)
+    seen = np.empty((2 * reach[0] + 1, 2 * reach[1] + 1, 2 * reach[2] + 1), np.bool_)
+    for z in range(rank.shape[0]):
+        for y in range(rank.shape[1]):
+            for x in range(rank.shape[2]):
+                if sure[z, y, x] and not _beaten(rank, sure, z, y, x):
+                    markers[z, y, x] = _judge(rank, sure, reach, z, y, x, queue, seen)
