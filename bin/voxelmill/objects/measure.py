@@ -1,8 +1,8 @@
-"""MEASURE_OBJECTS: skeleton, lengths, thickness and profile of every object of a task.
+"""MEASURE_OBJECTS: skeleton, lengths, thickness, profile and shape of every object of a task.
 
 Objects are taken in the order of their ids, a window of them at a time. Those of a window that lie near each other are
-cut out of one read of the labels and of the image. An object whose box is too large for the memory budget is measured
-on a grid of half, a quarter, ... of the resolution.
+cut out of one read of the labels and of the image. An object whose box is too large for the memory budget is read tile
+by tile: its shape is that at full resolution, its skeleton that on a grid of half, a quarter, ... of the resolution.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,8 @@ import zarr
 from voxelmill.files import atomic_path
 from voxelmill.grid import LabelGrid
 from voxelmill.image import Box, StoredImage, cut_box, slices, staged_image
+from voxelmill.objects.columns import MEASURES, SHAPE, SKELETON, columns_of, plane_axis
+from voxelmill.objects.shape import Counts, add, concatenate, count, measures_of
 from voxelmill.objects.skeleton import Traced, paths
 from voxelmill.objects.thinning import Skeleton, skeletonize
 from voxelmill.rows import MeasureRow, read_rows
@@ -29,7 +32,7 @@ from voxelmill.store import CHUNK, damaged_labels, read_labels
 from voxelmill.task import Task
 
 WINDOW = 4096
-"""Objects whose skeletons are held and measured together."""
+"""Objects whose skeletons and counts are held and measured together."""
 
 READ_BYTES = 2**28
 """What one read of labels and image may take, unless a single object needs more."""
@@ -44,7 +47,7 @@ BYTES_PER_OBJECT_VOXEL = 24
 """Thinning holds the places of an object's voxels three times."""
 
 TILE = 4 * CHUNK
-"""Side of what is read at once of an object that is measured at lower resolution; rounded up to whole coarse voxels."""
+"""Side of what is read at once of an object that is read tile by tile; rounded up to whole coarse voxels."""
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -84,12 +87,15 @@ class Source:
     image : StoredImage
     length : str
         The path that profiles follow: ``longest_path`` or ``longest_branch``.
+    measures : tuple of str
+        What is measured.
     """
 
     grid: LabelGrid
     labels: zarr.Array
     image: StoredImage
     length: str
+    measures: tuple[str, ...]
 
     @property
     def channels(self) -> int:
@@ -100,14 +106,40 @@ class Source:
         """Axes of a single plane, unless all are."""
         return tuple(n == 1 < max(self.grid.shape) for n in self.grid.shape)
 
+    @property
+    def plane(self) -> int | None:
+        return plane_axis(self.grid.shape)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return measures_schema(self.channels, self.measures, self.plane is not None)
+
     def spacing(self, factor: int) -> tuple[float, ...]:
         """Of a grid so many times coarser than the labels; a single plane stays one."""
         return tuple(s if flat else s * factor for s, flat in zip(self.grid.spacing, self.flat, strict=True))
 
     @property
     def bytes_per_voxel(self) -> int:
-        """Of labels and one channel of the image."""
-        return int(self.labels.dtype.itemsize + np.dtype(self.image.info.dtype).itemsize)
+        """Of labels, and for skeletons of one channel of the image."""
+        return int(self.labels.dtype.itemsize) + (self._image_bytes if SKELETON in self.measures else 0)
+
+    @property
+    def _image_bytes(self) -> int:
+        return int(np.dtype(self.image.info.dtype).itemsize)
+
+    @property
+    def arrays(self) -> list[tuple[np.ndarray, int]]:
+        """Sides of a chunk, and bytes per voxel, of what is read."""
+        labels = (np.array(self.labels.chunks), int(self.labels.dtype.itemsize))
+        if SKELETON not in self.measures:
+            return [labels]
+        return [labels, (np.array(self.image.chunks), self._image_bytes * self.channels)]
+
+    def with_margin(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (n, 3, 2) with all voxels that touch theirs, where these are looked at."""
+        if SHAPE not in self.measures:
+            return boxes
+        return np.stack([np.maximum(boxes[..., 0] - 1, 0), np.minimum(boxes[..., 1] + 1, self.grid.shape)], axis=-1)
 
     def read_labels(self, box: Box) -> np.ndarray:
         return read_labels(self.labels, box, self.grid.sample)
@@ -151,7 +183,14 @@ class Progress:
 
 
 def measure_task(
-    batch: str, number: int, samples: Sequence[str], folder: Path, length: str, memory_budget: int, record: Task
+    batch: str,
+    number: int,
+    samples: Sequence[str],
+    folder: Path,
+    length: str,
+    memory_budget: int,
+    record: Task,
+    measures: tuple[str, ...] = MEASURES,
 ) -> None:
     """Measure the objects of one task.
 
@@ -170,22 +209,25 @@ def measure_task(
     memory_budget : int
         Bytes that the task may use.
     record : Task
+    measures : tuple of str
+        What is measured: some of `MEASURES`.
     """
     rows = [row for row in read_rows(folder / f"{batch}.measures.csv", MeasureRow) if row.task == number]
     found = [read_objects(folder / f"{row.sample}.linked.parquet", row.first, row.last) for row in rows]
-    compile_loops()
+    sources = [open_source(row.sample, samples.index(row.sample) + 1, folder, length, measures) for row in rows]
+    compile_loops(measures, {source.labels.dtype.name for source in sources})
     progress = Progress(sum(map(len, found)))
-    for row, objects in zip(rows, found, strict=True):
-        source = open_source(row.sample, samples.index(row.sample) + 1, folder, length)
+    for row, objects, source in zip(rows, found, sources, strict=True):
         record.counts[row.sample] = {"objects": len(objects), "skeleton_empty": 0, "reduced_resolution": 0}
         out = folder / row.sample / f"{row.sample}.m{number}.measures.parquet"
-        with atomic_path(out) as path, pq.ParquetWriter(path, measures_schema(source.channels)) as writer:
+        with atomic_path(out) as path, pq.ParquetWriter(path, source.schema) as writer:
             for start in range(0, len(objects), WINDOW):
                 table = measure_window(source, objects[start : start + WINDOW], memory_budget, progress)
                 writer.write_table(table)
-                counts = record.counts[row.sample]
-                counts["skeleton_empty"] += int(np.count_nonzero(table["skeleton_empty"].to_numpy()))
-                counts["reduced_resolution"] += int(np.count_nonzero(table["length_resolution"].to_numpy() > 1))
+                if SKELETON in measures:
+                    counts = record.counts[row.sample]
+                    counts["skeleton_empty"] += int(np.count_nonzero(table["skeleton_empty"].to_numpy()))
+                    counts["reduced_resolution"] += int(np.count_nonzero(table["length_resolution"].to_numpy() > 1))
 
 
 def read_objects(path: Path, first: int, last: int) -> Objects:
@@ -207,7 +249,7 @@ def read_objects(path: Path, first: int, last: int) -> Objects:
     return Objects(table["id"].to_numpy(), boxes, table["voxels"].to_numpy())
 
 
-def open_source(sample: str, position: int, folder: Path, length: str) -> Source:
+def open_source(sample: str, position: int, folder: Path, length: str, measures: tuple[str, ...]) -> Source:
     """The grid, the labels and the image of a sample in a task's folder."""
     labels = folder / "labels" / str(position) / "labels.ome.zarr"
     return Source(
@@ -215,32 +257,33 @@ def open_source(sample: str, position: int, folder: Path, length: str) -> Source
         zarr.open_array(str(labels), path="instances/0", mode="r"),
         staged_image(sample, folder),
         length,
+        measures,
     )
 
 
-def compile_loops() -> None:
-    """Compile the loops of thinning before the first object, and say how long it took."""
+def compile_loops(measures: Collection[str] = MEASURES, dtypes: Collection[str] = ("uint16",)) -> None:
+    """Compile the loops before the first object, those over labels for their types, and say how long it took."""
     start = time.monotonic()
-    skeletonize(np.ones((1, 1, 1), dtype=bool), (1.0, 1.0, 1.0))
+    if SKELETON in measures:
+        skeletonize(np.ones((1, 1, 1), dtype=bool), (1.0, 1.0, 1.0))
+    if SHAPE in measures:
+        for dtype in sorted(dtypes):
+            count(np.ones((1, 1, 1), dtype), np.ones(1, np.int64), np.array([[[0, 1]] * 3]))
     print(f"loops compiled in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
 
-def measures_schema(channels: int) -> pa.Schema:
+def measures_schema(channels: int, measures: Collection[str] = MEASURES, plane: bool = False) -> pa.Schema:
     """Columns of ``<sample>.m<task>.measures.parquet``; lengths in the unit of the grid's spacing."""
+    profiles = (
+        ("profile_distance", pa.list_(pa.float64())),
+        *((f"profile_{axis}", pa.list_(pa.int32())) for axis in "zyx"),
+        *((f"profile_c{c}", pa.list_(pa.float64())) for c in range(channels)),
+    )
     return pa.schema(
         [
             pa.field("id", pa.int64(), False),
-            ("longest_path", pa.float64()),
-            ("longest_branch", pa.float64()),
-            ("branches", pa.int32()),
-            ("tortuosity", pa.float64()),
-            ("mean_thickness", pa.float64()),
-            ("skeleton_voxels", pa.int64()),
-            ("skeleton_empty", pa.bool_()),
-            ("length_resolution", pa.int32()),
-            ("profile_distance", pa.list_(pa.float64())),
-            *((f"profile_{axis}", pa.list_(pa.int32())) for axis in "zyx"),
-            *((f"profile_c{c}", pa.list_(pa.float64())) for c in range(channels)),
+            *((column.name, column.type) for column in columns_of(measures, plane)),
+            *(profiles if SKELETON in measures else ()),
         ]
     )
 
@@ -254,8 +297,7 @@ def measure_window(source: Source, objects: Objects, memory_budget: int, progres
     fine = objects[factors == 1]
     tables = []
     if len(fine):
-        crops = read_crops(source, fine, min(READ_BYTES, limit // 2), progress)
-        tables.append(fine_measures(source, fine, crops))
+        tables.append(fine_measures(source, fine, min(READ_BYTES, limit // 2), progress))
     for k in np.flatnonzero(factors > 1):
         tables.append(coarse_measures(source, objects[k : k + 1], int(factors[k])))
         progress.advance(1)
@@ -264,7 +306,9 @@ def measure_window(source: Source, objects: Objects, memory_budget: int, progres
 
 
 def coarseness(box: np.ndarray, voxels: int, source: Source, limit: int) -> int:
-    """How much coarser than the labels an object is measured: the smallest power of two that fits the limit.
+    """How much coarser than the labels the skeleton's grid is: the smallest power of two that fits the limit.
+
+    Above 1 the object is read tile by tile. One without a skeleton needs no grid and gets 1 or 2.
 
     Parameters
     ----------
@@ -277,6 +321,8 @@ def coarseness(box: np.ndarray, voxels: int, source: Source, limit: int) -> int:
     sides = box[:, 1] - box[:, 0]
     for factor in itertools.accumulate(itertools.repeat(2), int.__mul__, initial=1):
         cells = int(np.prod(-(-sides // factor)))
+        if SKELETON not in source.measures:
+            return 1 if cells * (1 + source.bytes_per_voxel) <= limit else 2
         # the mask, the same with a border, and at full resolution what it is cut from
         used = (
             cells * (2 + (source.bytes_per_voxel if factor == 1 else 0)) + min(voxels, cells) * BYTES_PER_OBJECT_VOXEL
@@ -286,37 +332,66 @@ def coarseness(box: np.ndarray, voxels: int, source: Source, limit: int) -> int:
     raise AssertionError
 
 
-def read_crops(source: Source, objects: Objects, limit: int, progress: Progress) -> list[Crop]:
-    """Thin every object and read the image at its skeleton, with as few reads as possible.
+def fine_measures(source: Source, objects: Objects, limit: int, progress: Progress) -> pa.Table:
+    """Table of objects that are measured on the labels' own grid, with as few reads as possible.
 
     Raises
     ------
     TemporaryError
         Where the labels do not hold what the table of objects says.
     """
-    crops: list[Crop | None] = [None] * len(objects)
-    sizes = [
-        (np.array(source.labels.chunks), source.labels.dtype.itemsize),
-        (np.array(source.image.chunks), np.dtype(source.image.info.dtype).itemsize * source.channels),
-    ]
-    for bounds, members in shared_reads(objects.boxes, sizes, limit):
-        box, corner = as_box(bounds), bounds[:, 0]
-        labels = source.read_labels(box)
-        skeletons = []
-        for k in members:
-            mask = labels[slices(objects.boxes[k] - corner[:, None])] == int(objects.ids[k])
-            check_voxels(source.grid.sample, objects, k, int(np.count_nonzero(mask)))
-            skeletons.append(skeletonize(mask, source.grid.spacing, source.flat))
+    crops: dict[int, Crop] = {}
+    read, counts = [], []
+    for bounds, members in shared_reads(source.with_margin(objects.boxes), source.arrays, limit):
+        labels = source.read_labels(as_box(bounds))
+        some = objects[members]
+        inside = some.boxes - bounds[:, :1]
+        if SHAPE in source.measures:
+            read.append(members)
+            counts.append(count(labels, some.ids, inside))
+            check_voxels(source.grid.sample, some, counts[-1].voxels)
+        if SKELETON in source.measures:
+            crops.update(zip(members.tolist(), read_crops(source, some, labels, bounds), strict=True))
         del labels
-        values = [np.empty((source.channels, len(skeleton.voxels))) for skeleton in skeletons]
-        for channel in range(source.channels):
-            image = source.image.read(channel, box)
-            for k, skeleton, found in zip(members, skeletons, values, strict=True):
-                found[channel] = image[tuple((skeleton.voxels + (objects.boxes[k, :, 0] - corner)).T)]
-        for k, skeleton, found in zip(members, skeletons, values, strict=True):
-            crops[k] = Crop(skeleton, found)
         progress.advance(len(members))
-    return [crop for crop in crops if crop is not None]
+    columns: dict[str, Any] = {"id": objects.ids}
+    if SKELETON in source.measures:
+        ordered = [crops[k] for k in range(len(objects))]
+        skeletons = [crop.skeleton for crop in ordered]
+        voxels = np.concatenate([s.voxels + box[:, 0] for s, box in zip(skeletons, objects.boxes, strict=True)])
+        values = np.concatenate([crop.values for crop in ordered], axis=1)
+        columns |= skeleton_columns(source, skeletons, 1, lambda at: (voxels[at], values[:, at]))
+    if SHAPE in source.measures:
+        order = np.argsort(np.concatenate(read))
+        columns |= {name: column[order] for name, column in shape_columns(source, concatenate(counts)).items()}
+    return table_of(source, columns)
+
+
+def read_crops(source: Source, objects: Objects, labels: np.ndarray, bounds: np.ndarray) -> list[Crop]:
+    """Thin objects and read the image at their skeletons.
+
+    Parameters
+    ----------
+    source : Source
+    objects : Objects
+    labels : (z, y, x) unsigned integers
+        Of a box that holds theirs.
+    bounds : (3, 2) int64
+        That box.
+    """
+    skeletons = []
+    found = np.empty(len(objects), np.int64)
+    for k, box in enumerate(objects.boxes - bounds[:, :1]):
+        mask = labels[slices(box)] == int(objects.ids[k])
+        found[k] = np.count_nonzero(mask)
+        check_voxels(source.grid.sample, objects[k : k + 1], found[k : k + 1])
+        skeletons.append(skeletonize(mask, source.grid.spacing, source.flat))
+    values = [np.empty((source.channels, len(skeleton.voxels))) for skeleton in skeletons]
+    for channel in range(source.channels):
+        image = source.image.read(channel, as_box(bounds))
+        for skeleton, box, of in zip(skeletons, objects.boxes, values, strict=True):
+            of[channel] = image[tuple((skeleton.voxels + (box[:, 0] - bounds[:, 0])).T)]
+    return [Crop(skeleton, of) for skeleton, of in zip(skeletons, values, strict=True)]
 
 
 def shared_reads(
@@ -373,34 +448,36 @@ def as_box(bounds: np.ndarray) -> Box:
     return tuple((int(start), int(stop)) for start, stop in bounds)
 
 
-def check_voxels(sample: str, objects: Objects, k: int, found: int) -> None:
-    if found != objects.voxels[k]:
+def check_voxels(sample: str, objects: Objects, found: np.ndarray) -> None:
+    """Compare the voxels (n,) that were found with those of the table."""
+    for k in np.flatnonzero(found != objects.voxels)[:1]:
         raise damaged_labels(
-            sample, f"object {objects.ids[k]} has {found} voxels in the labels and {objects.voxels[k]} in the table"
+            sample, f"object {objects.ids[k]} has {found[k]} voxels in the labels and {objects.voxels[k]} in the table"
         )
 
 
-def fine_measures(source: Source, objects: Objects, crops: Sequence[Crop]) -> pa.Table:
-    """Table of objects that were measured on the labels' own grid."""
-    skeletons = [crop.skeleton for crop in crops]
-    voxels = np.concatenate([s.voxels + box[:, 0] for s, box in zip(skeletons, objects.boxes, strict=True)])
-    values = np.concatenate([crop.values for crop in crops], axis=1)
-    return shape_table(source, objects.ids, skeletons, 1, lambda at: (voxels[at], values[:, at]))
+def shape_columns(source: Source, counts: Counts) -> dict[str, np.ndarray]:
+    """Columns of the shape of counted objects, in their order."""
+    return measures_of(counts, source.grid.spacing, source.plane)
 
 
-def shape_table(
+def table_of(source: Source, columns: Mapping[str, Any]) -> pa.Table:
+    """Columns by name in the order of the schema; what is NaN becomes null."""
+    arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in source.schema]
+    return pa.table(arrays, schema=source.schema)
+
+
+def skeleton_columns(
     source: Source,
-    ids: np.ndarray,
     skeletons: Sequence[Skeleton],
     factor: int,
     profile: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
-) -> pa.Table:
-    """Columns of `measures_schema`.
+) -> dict[str, Any]:
+    """Columns of skeletons: measures, and profiles.
 
     Parameters
     ----------
     source : Source
-    ids : (n,) int64
     skeletons : sequence of Skeleton
     factor : int
         How much coarser than the labels the skeletons' grid is.
@@ -420,50 +497,61 @@ def shape_table(
     def lists(flat_values: np.ndarray, kind: pa.DataType) -> pa.Array:
         return pa.ListArray.from_arrays(offsets, pa.array(flat_values, kind))
 
-    columns = [
-        ids,
-        found.longest_path.length,
-        found.longest_branch.length,
-        found.branches,
-        tortuosity,
-        thickness,
-        sizes,
-        np.array([skeleton.empty for skeleton in skeletons]),
-        np.full(len(ids), factor),
-        lists(followed.along, pa.float64()),
-        *(lists(axis, pa.int32()) for axis in voxels.T),
-        *(lists(channel, pa.float64()) for channel in values),
-    ]
-    schema = measures_schema(len(values))
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+    return {
+        "longest_path": found.longest_path.length,
+        "longest_branch": found.longest_branch.length,
+        "branches": found.branches,
+        "tortuosity": tortuosity,
+        "mean_thickness": thickness,
+        "skeleton_voxels": sizes,
+        "skeleton_empty": np.array([skeleton.empty for skeleton in skeletons]),
+        "length_resolution": np.full(len(skeletons), factor),
+        "profile_distance": lists(followed.along, pa.float64()),
+        **{f"profile_{axis}": lists(along, pa.int32()) for axis, along in zip("zyx", voxels.T, strict=True)},
+        **{f"profile_c{c}": lists(channel, pa.float64()) for c, channel in enumerate(values)},
+    }
 
 
 def coarse_measures(source: Source, one: Objects, factor: int) -> pa.Table:
-    """Table of one object that is measured on a coarser grid.
+    """Table of one object that is read tile by tile.
 
-    The grid begins at the object's box; a coarse voxel belongs to the object if any of its voxels does. Lengths are
-    those of the coarse grid. The profile is read at the object's voxel that is nearest to the centre of each coarse
-    voxel on the path, the first in raster order of equally near ones.
+    Its skeleton is that of a coarser grid, which begins at the object's box; a coarse voxel belongs to the object if
+    any of its voxels does. Lengths are those of the coarse grid. The profile is read at the object's voxel that is
+    nearest to the centre of each coarse voxel on the path, the first in raster order of equally near ones. Its shape is
+    counted at full resolution.
     """
     box = one.boxes[0]
-    sides = box[:, 1] - box[:, 0]
-    coarse = np.zeros(-(-sides // factor), dtype=bool)
+    thinned = SKELETON in source.measures
+    coarse = np.zeros(-(-(box[:, 1] - box[:, 0]) // factor) if thinned else 0, dtype=bool)
     step = -(-TILE // factor) * factor
-    count = 0
-    for tile in cut_box(as_box(box), (step,) * 3):
-        mask = source.read_labels(tile) == int(one.ids[0])
-        count += int(np.count_nonzero(mask))
-        corner = (np.array(tile)[:, 0] - box[:, 0]) // factor
-        pooled = pool(mask, factor)
-        coarse[tuple(slice(c, c + n) for c, n in zip(corner, pooled.shape, strict=True))] = pooled
-    check_voxels(source.grid.sample, one, 0, count)
-    skeleton = skeletonize(coarse, source.spacing(factor), source.flat)
-    del coarse
+    corners, parts, found = [], [], 0
+    for bounds in map(np.array, cut_box(as_box(box), (step,) * 3)):
+        area = source.with_margin(bounds)
+        labels = source.read_labels(as_box(area))
+        inside = bounds - area[:, :1]
+        mask = labels[slices(inside)] == int(one.ids[0])
+        found += int(np.count_nonzero(mask))
+        corner = bounds[:, 0] - box[:, 0]
+        if thinned:
+            pooled = pool(mask, factor)
+            coarse[tuple(slice(c, c + n) for c, n in zip(corner // factor, pooled.shape, strict=True))] = pooled
+        del mask
+        if SHAPE in source.measures:
+            corners.append(corner)
+            parts.append(count(labels, one.ids, inside[None], (bounds[:, 1] == box[:, 1])[None]))
+    check_voxels(source.grid.sample, one, np.array([found]))
+    columns: dict[str, Any] = {"id": one.ids}
+    if thinned:
+        skeleton = skeletonize(coarse, source.spacing(factor), source.flat)
+        del coarse
 
-    def profile(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return coarse_profile(source, int(one.ids[0]), box, factor, skeleton.voxels[points])
+        def profile(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return coarse_profile(source, int(one.ids[0]), box, factor, skeleton.voxels[points])
 
-    return shape_table(source, one.ids, [skeleton], factor, profile)
+        columns |= skeleton_columns(source, [skeleton], factor, profile)
+    if SHAPE in source.measures:
+        columns |= shape_columns(source, add(parts, np.array(corners)))
+    return table_of(source, columns)
 
 
 def pool(mask: np.ndarray, factor: int) -> np.ndarray:
