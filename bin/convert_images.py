@@ -21,6 +21,7 @@ from voxelmill.task import task
 @click.option("--orientation")
 @click.option("--repair-header", type=click.Choice(["qform", "sform"]))
 @click.option("--align-labels", is_flag=True)
+@click.option("--border-core", help="Thickness of the border that instances get: 3, 1.5um.")
 @click.option("--memory-budget", default=4_000_000_000)
 def main(batch: str, images: Path, memory_budget: int, **values: Any) -> None:
     with task("convert_images", batch) as record:

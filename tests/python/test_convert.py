@@ -22,6 +22,7 @@ import zarr
 from images import all_of, source_of
 from voxelmill.check import check_row
 from voxelmill.convert.align import align
+from voxelmill.convert.border_core import border_core_labels
 from voxelmill.convert.check import fit_conversion
 from voxelmill.convert.conversion import convert_batch, output_name
 from voxelmill.convert.listing import list_converted
@@ -70,6 +71,7 @@ def convert(
     *,
     labels: Path | None = None,
     sample: str = "a",
+    kind: str = "instances",
     options: CheckOptions | None = None,
     **values: str,
 ) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def convert(
         if not place.is_symlink():
             place.symlink_to(path.resolve())
     names = tuple(path.name for path in files)
-    given = LabelFile("instances", labels.name, len(every)) if labels else None
+    given = LabelFile(kind, labels.name, len(every)) if labels else None
     row = Row(2, sample, names, tuple(range(1, len(files) + 1)), values, given)
     found = {number: staged / str(number) / path.name for number, path in enumerate(every, 1)}
     options = replace(options or CheckOptions(), convert=request)
@@ -227,6 +229,74 @@ def test_resampled_image_and_labels():
     assert "spacing 2 x 0.5 x 0.25 to 2 x 1 x 1 um (order area)" in done["changes"]
     done = convert([image], Request("nifti", target_spacing="2,1,1"), sample="b")
     assert any("--order area" in text for text in done["warnings"])
+
+
+def grown(seeds: int) -> np.ndarray:
+    """Instances (z, y, x) of SHAPE that fill it: every voxel has the id of its nearest seed."""
+    at = np.random.default_rng(4).random((seeds, 3)) * SHAPE
+    places = np.stack(np.indices(SHAPE), axis=-1)[..., None, :]
+    return (((places - at) ** 2).sum(-1).argmin(-1) + 1).astype(np.uint32)
+
+
+@pytest.mark.parametrize("target", ["ome-zarr", "nifti", "slices", "tiff"])
+def test_instances_become_core_and_border(target):
+    instances = grown(4)
+    labels = written("nifti", "labels", array=instances, affine=turned())
+    image = written("nifti", affine=turned())
+    done = convert([image], Request(target, border_core="1"), labels=labels)
+    found = open_image(output(target, labels=True))
+    assert found.dtype == np.uint8
+    assert np.array_equal(all_of(found)[0], border_core_labels(instances, 1))
+    assert done["changes"] == ["instances to core and border (1 voxel)"]
+    assert done["labels_kind"] == "semantic"
+    assert not any("core" in text for text in done["warnings"])
+
+
+def test_cores_and_borders_are_those_of_the_voxels_that_are_written():
+    instances = grown(3)
+    image, labels = written("nifti", affine=turned()), written("nifti", "labels", array=instances, affine=turned())
+    request = Request("nifti", border_core="0.5um", target_spacing="1,0.5,0.25", orientation="RAS")
+    options = CheckOptions(box="1:6,:,:")
+    done = convert([image], request, labels=labels, options=options)
+    convert([image], replace(request, border_core=None), labels=labels, options=options, sample="b")
+    before, after = (open_image(output("nifti", sample, labels=True)) for sample in "ba")
+    assert sorted(after.spacing) == pytest.approx([0.25, 0.5, 1.0])
+    assert np.array_equal(all_of(after)[0], border_core_labels(all_of(before)[0], 0.5, after.spacing))
+    assert done["changes"][-1] == "instances to core and border (0.5 um)"
+    assert {1, 2} <= set(np.unique(all_of(after)))
+
+
+def test_instances_too_thin_for_a_core_are_told():
+    instances = np.zeros(SHAPE, np.uint16)
+    instances[:, 1:4] = 5
+    instances[2:4, 5:7, 3:6] = 9
+    instances[0, 6, 8] = 2
+    done = convert([written("hdf5")], Request("hdf5", border_core="1"), labels=written("hdf5", "l", array=instances))
+    assert [text.split(":")[0] for text in done["warnings"]] == ["2 of 3 instances are too thin for a core"]
+    assert set(np.unique(all_of(open_image(output("hdf5", labels=True)))[0][instances == 5])) == {1, 2}
+    # 0.6 um reach over the rows and columns of this image, and not over its planes.
+    done = convert(
+        [written("hdf5")],
+        Request("hdf5", border_core="0.6um"),
+        labels=written("hdf5", "l", array=instances),
+        sample="b",
+    )
+    assert "2 of 3" in done["warnings"][-1]
+    labels = all_of(open_image(output("hdf5", "b", labels=True)))[0]
+    assert np.array_equal(labels, border_core_labels(instances, 0.6, SPACING))
+    assert (labels[:, 2] == 1).all()
+
+
+def test_cores_and_borders_need_instances():
+    image, labels = written("ome-tiff"), written("ome-tiff", "labels", array=grown(3).astype(np.uint8))
+    for text, given, kind in (("no labels", None, ""), ("semantic labels", labels, "semantic")):
+        with pytest.raises(VoxelmillError, match=text) as caught:
+            convert([image], Request(border_core="3"), labels=given, kind=kind)
+        assert "instances" in str(caught.value)
+    with pytest.raises(VoxelmillError, match="--border_core '3px'"):
+        convert([image], Request(border_core="3px"), labels=labels)
+    with pytest.raises(VoxelmillError, match="without physical size"):
+        convert([image], Request(border_core="3um"), labels=labels, unit="pixel")
 
 
 def test_orientation_of_image_and_labels():
@@ -455,6 +525,15 @@ def test_the_sheet_of_a_conversion_is_one_of_an_analysis():
     assert not rejected
     assert files == 3
     assert rows[0].labels.kind == "instances"
+
+
+def test_the_sheet_of_cores_and_borders_has_classes():
+    labels = written("mha", "labels", array=grown(3).astype(np.uint8))
+    convert([written("ome-tiff")], Request("nifti", border_core="1"), labels=labels)
+    write_json(Path("samples.json"), {"samples": [{"id": "a"}]})
+    list_converted(Path("samples.json"), Path("a"), False, Path())
+    (row,) = csv.DictReader(io.StringIO(Path("samples.csv").read_text()))
+    assert row == {"sample": "a", "image": "a/a.nii.gz", "semantic": "a/a.labels.nii.gz"}
 
 
 def test_the_script_converts_what_comes_on_its_standard_input():

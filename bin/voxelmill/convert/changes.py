@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from voxelmill.convert.align import align
+from voxelmill.convert.border_core import BorderCore, border_core
 from voxelmill.convert.geometry import Geometry, disagree, repaired, rescaled, respaced
 from voxelmill.convert.request import Request
 from voxelmill.convert.resampling import resample, resample_labels
@@ -75,9 +76,22 @@ class Changed:
     changes: tuple[str, ...]
     warnings: tuple[str, ...]
 
+    def seen(self) -> list[str]:
+        """Warnings about what the labels turned out to be; to be asked once they were read."""
+        if not isinstance(self.labels, BorderCore):
+            return []
+        bare, every = self.labels.without_core()
+        if not bare:
+            return []
+        return [
+            f"{bare} of {every} instances are too thin for a core: a model learns nothing of them; a smaller "
+            "--border_core, or a smaller --target_spacing, leaves more of them one"
+        ]
+
 
 def change(images: Sequence[ImageSource], labels: ImageSource | None, request: Request, spec: Spec) -> Changed:
-    """All changes of a sample, in a fixed order: header, spacing, box, labels onto the image, orientation, resampling.
+    """All changes of a sample, in a fixed order: header, spacing, box, labels onto the image, orientation, resampling,
+    cores and borders.
 
     Parameters
     ----------
@@ -134,6 +148,10 @@ def change(images: Sequence[ImageSource], labels: ImageSource | None, request: R
                 labels = resample_labels(labels, target, request.label_resampling)
                 done.append(f"labels by {request.label_resampling}")
         image = other
+    thickness = request.thickness
+    if labels is not None and thickness is not None:
+        labels = border_core(labels, thickness)
+        done.append(f"instances to core and border ({thickness})")
     return Changed(image, labels, tuple(done), tuple(warnings))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from voxelmill.convert.border_core import STEP_VOXELS, BorderCore
 from voxelmill.convert.changes import UNIT, Changed, Spec, change
 from voxelmill.convert.request import Request
 from voxelmill.errors import BadDataError, Faults
@@ -37,6 +38,9 @@ BYTES_PER_SECOND = 50_000_000
 PROCESS_BYTES, COPIES = 120_000_000, 4
 """A process that has read nothing yet, and arrays of a small image's size that exist at once."""
 
+COMPILER_BYTES, LABELLED_BYTES = 130_000_000, 20
+"""What makes machine code, and what a voxel takes while it becomes core or border."""
+
 MILLIMETRES = ("MetaImage", "NRRD")
 """Formats whose lengths are in millimetres by convention."""
 
@@ -67,6 +71,9 @@ def fit_conversion(
                 one(images[0], labels)
         if not request.align_labels:
             warnings += compare_label_spacing(chosen.spacing, chosen.unit, labels)
+    if request.border_core is not None:
+        with faults.collect():
+            refuse_other_labels(row)
     faults.raise_found()
     changed: Changed | None = None
     with faults.collect():
@@ -97,15 +104,28 @@ def refuse_other_grid(image: ImageSource, labels: ImageSource) -> None:
             raise
 
 
+def refuse_other_labels(row: Row) -> None:
+    """Raise BadDataError unless a row has instances, of which cores and borders can be made."""
+    if row.labels is None or row.labels.kind != "instances":
+        raise BadDataError(
+            "the row has no labels" if row.labels is None else f"the row has {row.labels.kind} labels",
+            expected="instances, of which --border_core makes cores and borders",
+            remedy="name the image of the objects' ids in the column instances, or leave out --border_core",
+        )
+
+
 def estimate_conversion(changed: Changed, memory_budget: int) -> Estimate:
     """What a conversion will take; nothing is counted on compression."""
     written = [source for source in (changed.image, changed.labels) if source is not None]
     size = sum(math.prod(source.shape) * written_dtype(source.dtype).itemsize for source in written)
+    memory = PROCESS_BYTES + COPIES * size
+    if isinstance(changed.labels, BorderCore):
+        memory += COMPILER_BYTES + LABELLED_BYTES * min(math.prod(changed.labels.shape), STEP_VOXELS)
     return Estimate(
         windows=0,
         tiles=0,
         seconds=size / BYTES_PER_SECOND,
-        memory_bytes=min(memory_budget, PROCESS_BYTES + COPIES * size),
+        memory_bytes=min(memory_budget, memory),
         work_bytes=size,
         output_bytes=size,
     )

@@ -96,12 +96,19 @@ def convert_sample(
             "source": [*entry["files"], *([entry["labels"]["file"]] if entry["labels"] else [])],
             "source_sha256": [sha256_tree(path) for path in paths] if is_whole(entry, request) else [],
             "format": request.format,
-            "labels_kind": entry["labels"]["kind"] if entry["labels"] else None,
+            "labels_kind": labels_kind(entry, request),
             "group": entry.get("group"),
             "changes": list(changed.changes),
-            "warnings": list(dict.fromkeys([*entry["warnings"], *changed.warnings])),
+            "warnings": list(dict.fromkeys([*entry["warnings"], *changed.warnings, *changed.seen()])),
             "written": written,
         }
+
+
+def labels_kind(entry: Mapping[str, Any], request: Request) -> str | None:
+    """The column of a samplesheet that the written labels belong to; cores and borders are classes."""
+    if not entry["labels"]:
+        return None
+    return "semantic" if request.border_core is not None else entry["labels"]["kind"]
 
 
 def output_name(sample: str, target: str, *, labels: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from voxelmill.convert.thickness import Thickness, parse_thickness
 from voxelmill.errors import UsageError
 from voxelmill.formats.spacing import Triple, checked, micrometres_per
 
@@ -33,6 +34,8 @@ class Request:
         ``qform`` or ``sform``: the one to trust.
     align_labels : bool
         Bring labels and image to one grid by their positions.
+    border_core : str or None
+        Thickness of the border, in voxels or with a unit behind it: instances become border-core labels.
     """
 
     format: str = "ome-zarr"
@@ -42,11 +45,17 @@ class Request:
     orientation: str | None = None
     repair_header: str | None = None
     align_labels: bool = False
+    border_core: str | None = None
 
     @property
     def target(self) -> Triple | None:
         """The spacing to resample to in micrometres along z, y, x."""
         return None if self.target_spacing is None else parse_target(self.target_spacing)
+
+    @property
+    def thickness(self) -> Thickness | None:
+        """How thick the borders of instances become."""
+        return None if self.border_core is None else parse_thickness(self.border_core)
 
     @property
     def codes(self) -> str | None:
