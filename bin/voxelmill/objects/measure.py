@@ -7,7 +7,6 @@ by tile: its shape is that at full resolution, its skeleton that on a grid of ha
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -291,9 +290,7 @@ def measures_schema(channels: int, measures: Collection[str] = MEASURES, plane: 
 def measure_window(source: Source, objects: Objects, memory_budget: int, progress: Progress) -> pa.Table:
     """Measures of a window of objects, in their order."""
     limit = max(memory_budget - PROGRAM_BYTES, memory_budget // 4)
-    factors = np.array(
-        [coarseness(box, n, source, limit) for box, n in zip(objects.boxes, objects.voxels, strict=True)]
-    )
+    factors = coarseness(objects, source, limit)
     fine = objects[factors == 1]
     tables = []
     if len(fine):
@@ -305,31 +302,36 @@ def measure_window(source: Source, objects: Objects, memory_budget: int, progres
     return table.take(pa.array(np.argsort(table["id"].to_numpy()))).combine_chunks()
 
 
-def coarseness(box: np.ndarray, voxels: int, source: Source, limit: int) -> int:
-    """How much coarser than the labels the skeleton's grid is: the smallest power of two that fits the limit.
+def coarseness(objects: Objects, source: Source, limit: int) -> np.ndarray:
+    """How much coarser than the labels the skeletons' grids are: the smallest powers of two that fit the limit.
 
-    Above 1 the object is read tile by tile. One without a skeleton needs no grid and gets 1 or 2.
+    Above 1 an object is read tile by tile. One without a skeleton needs no grid and gets 1 or 2.
 
     Parameters
     ----------
-    box : (3, 2) int64
-    voxels : int
+    objects : Objects
     source : Source
     limit : int
         Bytes.
+
+    Returns
+    -------
+    (n,) int64
     """
-    sides = box[:, 1] - box[:, 0]
-    for factor in itertools.accumulate(itertools.repeat(2), int.__mul__, initial=1):
-        cells = int(np.prod(-(-sides // factor)))
-        if SKELETON not in source.measures:
-            return 1 if cells * (1 + source.bytes_per_voxel) <= limit else 2
+    sides = objects.boxes[:, :, 1] - objects.boxes[:, :, 0]
+    factors = np.ones(len(objects), np.int64)
+    left = np.arange(len(objects))
+    thinned = SKELETON in source.measures
+    while left.size:
+        cells = np.prod(-(-sides[left] // factors[left, None]), axis=1)
+        fine = factors[left] == 1
         # the mask, the same with a border, and at full resolution what it is cut from
-        used = (
-            cells * (2 + (source.bytes_per_voxel if factor == 1 else 0)) + min(voxels, cells) * BYTES_PER_OBJECT_VOXEL
-        )
-        if used <= limit or cells == 1:
-            return factor
-    raise AssertionError
+        used = cells * (np.where(fine, source.bytes_per_voxel, 0) + (2 if thinned else 1))
+        if thinned:
+            used += np.minimum(objects.voxels[left], cells) * BYTES_PER_OBJECT_VOXEL
+        left = left[(used > limit) & (cells > 1) & (fine | thinned)]
+        factors[left] *= 2
+    return factors
 
 
 def fine_measures(source: Source, objects: Objects, limit: int, progress: Progress) -> pa.Table:
@@ -417,21 +419,30 @@ def shared_reads(
         (3, 2) int64, and rows of ``boxes``.
     """
 
-    def cost_of(box: np.ndarray) -> int:
+    def cost_of(some: np.ndarray) -> np.ndarray:
         return sum(
-            READ_COST + int(np.prod((-(-box[:, 1] // chunk) - box[:, 0] // chunk) * chunk)) * size
+            READ_COST + np.prod((-(-some[:, :, 1] // chunk) - some[:, :, 0] // chunk) * chunk, axis=1) * size
             for chunk, size in arrays
         )
 
+    alone = cost_of(boxes)
+    bytes_per_voxel = sum(size for _, size in arrays)
+
     def group(members: np.ndarray, side: int) -> tuple[int, list[tuple[np.ndarray, np.ndarray]]]:
-        box = np.stack([boxes[members, :, 0].min(axis=0), boxes[members, :, 1].max(axis=0)], axis=1)
-        together = cost_of(box)
         if len(members) == 1:
-            return together, [(box, members)]
-        cell = np.arange(len(members)) if side < CHUNK else cells_of(boxes[members, :, 0] // side)
+            return int(alone[members[0]]), [(boxes[members[0]], members)]
+        box = np.stack([boxes[members, :, 0].min(axis=0), boxes[members, :, 1].max(axis=0)], axis=1)
+        together = int(cost_of(box[None])[0])
+        fits = int(np.prod(box[:, 1] - box[:, 0])) * bytes_per_voxel <= limit
+        if side < CHUNK:
+            apart = int(alone[members].sum())
+            if together <= apart and fits:
+                return together, [(box, members)]
+            return apart, [(boxes[k], members[i : i + 1]) for i, k in enumerate(members)]
+        cell = cells_of(boxes[members, :, 0] // side)
         parts = [group(members[cell == k], side // 2) for k in range(cell.max() + 1)]
         apart = sum(cost for cost, _ in parts)
-        if together <= apart and int(np.prod(box[:, 1] - box[:, 0])) * sum(size for _, size in arrays) <= limit:
+        if together <= apart and fits:
             return together, [(box, members)]
         return apart, [found for _, groups in parts for found in groups]
 

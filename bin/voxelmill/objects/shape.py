@@ -315,8 +315,8 @@ def _count(
         mask = np.zeros(rows * (width + 2), np.uint8)
         low, high = np.empty(rows, np.int64), np.empty(rows, np.int64)
         low[:], high[:] = width + 2, -1
-        latest = number
         low_x, high_x = max(-1, -x0), min(width + 1, labels.shape[2] - x0)
+        latest = number
         for z in range(max(-1, -z0), min(depth + 1, labels.shape[0] - z0)):
             # a step that would leave the labels stays on the object's own voxel
             steps[0] = -stride_z if z0 + z > 0 else 0
@@ -327,10 +327,16 @@ def _count(
                 line = (z + 1) * (height + 2) + y + 1
                 inside = 0 <= z < depth and 0 <= y < height
                 start = (z0 + z) * stride_z + (y0 + y) * stride_y + x0
+                # without a branch the processor looks at many voxels at once
+                hits = 0
+                for at in range(start + low_x, start + high_x):
+                    # an unsigned index is not looked at for counting from the end
+                    hits |= places[np.uint64(at)] == number
+                if not hits:
+                    continue
                 in_line = sum_x = sum_xx = 0
                 for x in range(low_x, high_x):
                     at = start + x
-                    # an unsigned index is not looked at for counting from the end
                     if places[np.uint64(at)] != number:
                         continue
                     mask[np.uint64(line * (width + 2) + x + 1)] = 1
