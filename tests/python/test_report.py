@@ -311,6 +311,7 @@ SPLIT = ["import_image", "plan_tiles"]
 STITCHED = [*SPLIT, "predict_tiles", "predict_tiles", "stitch_blocks"]
 LINKED = [*STITCHED, "label_blocks", "link_objects"]
 COMPOSED = [*LINKED, "relabel_blocks", "compose_store"]
+APART = ["gather_blocks", "mark_cores", "link_cores", "separate_objects"]
 
 
 @pytest.mark.parametrize(
@@ -369,6 +370,18 @@ def test_the_process_that_failed_is_named_with_its_log(
         ("assemble", {"stop_after": "split"}, ["import_image"]),
         ("assemble", {"instances": "none"}, ["import_image", "compose_store", "export_labels"]),
         ("assemble", {"stop_after": "assemble"}, ["import_image", *COMPOSED[5:]]),
+        (
+            "assemble",
+            {"instances": "watershed", "stop_after": "assemble"},
+            ["import_image", *APART[::3], *COMPOSED[5:]],
+        ),
+        ("assemble", {"instances": "border_core", "stop_after": "assemble"}, ["import_image", *APART, *COMPOSED[5:]]),
+        ("assemble", {"instances": "border_core", "stop_after": "predict"}, ["import_image", "compose_store"]),
+        (
+            "analyze",
+            {"instances": "border_core", "export": "none"},
+            ["import_image", *COMPOSED[5:], "measure_objects", "tabulate_objects"],
+        ),
         (
             "analyze",
             {"instances": "none", "export": "none"},

@@ -10,7 +10,7 @@ from typing import Any
 PREDICTION = "predict_tiles"
 """The process whose counts are ``{sample: {"windows", "computed", "reused", "piece_bytes"}, "device": name}``."""
 
-GROUPED = ("stitch_blocks", "label_blocks", "relabel_blocks")
+GROUPED = ("stitch_blocks", "mark_cores", "separate_objects", "label_blocks", "relabel_blocks")
 """Processes with a task per group of blocks; each of them has the same groups."""
 
 EXPORT = "export_labels"
@@ -19,9 +19,15 @@ EXPORT = "export_labels"
 AVERAGE = "average_models"
 """Where the user names several models, between stitching and all that follows."""
 
-
 POSTPROCESSING = "postprocess_labels"
 """Where the user wants nnU-Net's post-processing; a batch without any block has none."""
+
+
+SEPARATION = {
+    "border_core": ("gather_blocks", "mark_cores", "link_cores", "separate_objects"),
+    "watershed": ("gather_blocks", "separate_objects"),
+}
+"""Ways of separating objects that touch -> what comes before objects are found."""
 
 
 def processed(params: Mapping[str, Any]) -> bool:
@@ -47,7 +53,8 @@ def steps(entry: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[str, ...
     behind = [name for name, wanted in ((AVERAGE, several), (POSTPROCESSING, processed(params))) if wanted]
     predict = (PREDICTION, "stitch_blocks", *behind) if start == "predict" else ()
     objects = start == "analyze" or (stop != "predict" and params.get("instances", "none") != "none")
-    assemble = ("label_blocks", "link_objects", "relabel_blocks") if objects else ()
+    apart = SEPARATION.get(str(params.get("instances")), ()) if objects and start != "analyze" else ()
+    assemble = (*apart, "label_blocks", "link_objects", "relabel_blocks") if objects else ()
     analyze = ("measure_objects", "tabulate_objects") if objects and stop is None else ()
     export = (EXPORT,) if stop is None and params.get("export", "none") != "none" else ()
     return (*split, *predict, *assemble, "compose_store", *analyze, *export)

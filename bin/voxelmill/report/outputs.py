@@ -31,10 +31,14 @@ KINDS = {
     "*/*.axons.json": "axons",
     "*/*.lengths.png": "chart",
     "*/*.lengths.svg": "chart",
+    "*/*.sizes.png": "chart",
+    "*/*.sizes.svg": "chart",
     "objects.csv": "cohort_objects",
     "objects.parquet": "cohort_objects",
     "lengths_by_group.png": "cohort_chart",
     "lengths_by_group.svg": "cohort_chart",
+    "sizes_by_group.png": "cohort_chart",
+    "sizes_by_group.svg": "cohort_chart",
 }
 """Pattern of a path in the tasks' records -> kind. What fits none stays in the work folder."""
 

@@ -10,7 +10,8 @@ from voxelmill.report.arrival import PREDICTION
 
 ORDER = (
     "pack_model", "check_input", "import_image", "plan_tiles", "save_patches", "predict_tiles", "stitch_blocks",
-    "average_models", "compose_probabilities", "postprocess_labels", "label_blocks", "link_objects", "relabel_blocks",
+    "average_models", "compose_probabilities", "postprocess_labels", "gather_blocks",
+    "mark_cores", "link_cores", "separate_objects", "label_blocks", "link_objects", "relabel_blocks",
     "compose_store", "measure_objects", "tabulate_objects", "export_labels", "compare_samples",
 )  # fmt: skip
 """Processes in the order of the data; others follow by name."""
