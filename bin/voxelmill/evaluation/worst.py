@@ -84,7 +84,7 @@ def save_worst(
 ) -> None:
     """Write one picture for each of the worst cases.
 
-    Of a case the plane z is shown in which most of its voxels are wrong. Nothing is read but the planes of its box with
+    Of a case the plane z is shown that `shown_plane` chooses. Nothing is read but the planes of its box with
     a margin.
 
     Parameters
@@ -128,9 +128,7 @@ def case_pictures(
     within[rows, columns] = True
     focus, wrong = focus_of(case, here, there)
     focus, wrong = focus & within, wrong & within
-    # Of planes that are equally wrong, the one with most of the case.
-    counts = [np.count_nonzero(mask, axis=(1, 2)) for mask in (focus, wrong)]
-    z = int(np.lexsort((-np.arange(len(here)), *counts))[-1])
+    z = shown_plane(*(np.count_nonzero(mask, axis=(1, 2)) for mask in (focus, wrong)))
     plane = cut.plane(z)
     grey = agreement(here[z], there[z], kind) if image is None else grey_levels(plane.read(image)[0])
     return {
@@ -140,6 +138,16 @@ def case_pictures(
         "focus": focus[z],
         "box": np.array([(plane.planes[0], plane.planes[0] + 1), cut.rows, cut.columns], np.int64),
     }
+
+
+def shown_plane(focus: np.ndarray, wrong: np.ndarray) -> int:
+    """The plane with most wrong voxels of those that show at least half as much of the case as any.
+
+    Without the latter it could be one that the case only touches. Of equal planes it is that with most of the case,
+    then the first.
+    """
+    order = (-np.arange(len(focus)), focus, np.where(2 * focus >= focus.max(), wrong, -1))
+    return int(np.lexsort(order)[-1])
 
 
 def cut_of(box: Box, shape: Sequence[int]) -> Cut:
