@@ -41,7 +41,15 @@ def request(values: Mapping[str, Any]) -> Request | None:
     """What images are to be converted to, if they are."""
     if values["target"] is None:
         return None
-    names = ("target_spacing", "order", "label_resampling", "orientation", "repair_header", "align_labels")
+    names = (
+        "target_spacing",
+        "order",
+        "label_resampling",
+        "orientation",
+        "repair_header",
+        "align_labels",
+        "border_core",
+    )
     return Request(format=values["target"], **{name: values[name] for name in names})
 
 
@@ -88,6 +96,7 @@ def request(values: Mapping[str, Any]) -> Request | None:
 @click.option("--orientation")
 @click.option("--repair-header", type=click.Choice(["qform", "sform"]))
 @click.option("--align-labels", is_flag=True)
+@click.option("--border-core", help="Instances become border-core labels with borders of this thickness.")
 @click.option("--evaluate", is_flag=True, help="Labels are to be compared with the truth.")
 @click.option("--ignore-label", type=int, help="Value of the truth whose voxels count nowhere.")
 def main(

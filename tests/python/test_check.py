@@ -659,6 +659,9 @@ def test_script_takes_a_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                  "--order", "3", "--align-labels", "--workers", "3"]  # fmt: skip
     script.main.main(arguments, standalone_mode=False)
     assert seen[0].convert == Request("nrrd", "4,2,2", "3", "majority", None, None, True) and seen[0].workers == 3
+    values = {name: getattr(seen[0].convert, name) for name in ("target_spacing", "order", "label_resampling")}
+    values |= {"target": "nrrd", "orientation": None, "repair_header": None, "align_labels": False}
+    assert script.request(values | {"border_core": "1.5um"}).border_core == "1.5um"
     assert read_json(Path("check/samples.json"))["samples"][0]["spacing"] == [2, 1, 1]
 
 
