@@ -214,8 +214,9 @@ def border_core_instances(labels: np.ndarray, core: int = 1, border: int = 2) ->
         alone = cc3d.connected_components(ids == UNASSIGNED, connectivity=26, binary_image=True)
         np.copyto(ids, alone.astype(np.int32) + np.int32(count + 1), where=alone > 0)
         count += int(alone.max())
-    number_by_first_voxel(inner, np.zeros(count + 2, np.int32))
-    return np.ascontiguousarray(inner)
+    instances = np.empty(labels.shape, np.int32)
+    number_by_first_voxel(inner, np.zeros(count + 2, np.int32), instances)
+    return instances
 
 
 @compiled
@@ -228,15 +229,14 @@ def place_markers(ids: np.ndarray, states: np.ndarray, border: np.ndarray) -> No
 
 
 @compiled
-def number_by_first_voxel(ids: np.ndarray, numbers: np.ndarray) -> None:
-    """Number ids anew from 1 in the order in which they are met, in place; ``numbers`` is a table of zeros for them."""
+def number_by_first_voxel(ids: np.ndarray, numbers: np.ndarray, numbered: np.ndarray) -> None:
+    """Number ids anew from 1 in the order in which they are met; ``numbers`` is a table of zeros for them."""
     count = 0
     for z in range(ids.shape[0]):
         for y in range(ids.shape[1]):
             for x in range(ids.shape[2]):
                 old = ids[z, y, x]
-                if old != BACKGROUND:
-                    if numbers[old] == 0:
-                        count += 1
-                        numbers[old] = count
-                    ids[z, y, x] = numbers[old]
+                if old != BACKGROUND and numbers[old] == 0:
+                    count += 1
+                    numbers[old] = count
+                numbered[z, y, x] = numbers[old]

@@ -101,6 +101,8 @@ def _grow(ids: np.ndarray, steps: np.ndarray) -> int:
         last = end
         for i in range(begin, last):
             ids[queue[i]] = -ids[queue[i]]
+        if end == count:
+            break
         for i in range(begin, last):
             v = queue[i]
             marker = ids[v]

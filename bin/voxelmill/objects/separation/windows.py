@@ -22,6 +22,9 @@ from voxelmill.store import create_array
 UNDECIDED = -1
 """Stands for an id that a window does not tell."""
 
+CELL_HALOS = 4
+"""What is left undecided is cut into cells of so many halos, to see where it lies apart."""
+
 
 class Method(Protocol):
     """A way to tell objects apart. It knows the sample's shape, so that it knows where a window ends before the sample.
@@ -82,6 +85,18 @@ def bounding_box(mask: np.ndarray, corner: Box) -> Box | None:
     return tuple(found)
 
 
+def boxes_of(mask: np.ndarray, corner: Box, halo: int, shape: tuple[int, ...]) -> list[Box]:
+    """Boxes of what is set in a mask: one, or several where the windows around them are smaller together."""
+    box = bounding_box(mask, corner)
+    if box is None:
+        return []
+    cells = cut_box(box, (CELL_HALOS * halo,) * 3)
+    found = [bounding_box(mask[slices(inside(cell, corner))], cell) for cell in cells]
+    apart = [cell for cell in found if cell]
+    windows = [sides(widen(cell, halo, shape)) for cell in apart]
+    return apart if sum(map(math.prod, windows)) < math.prod(sides(widen(box, halo, shape))) else [box]
+
+
 def halves(box: Box) -> list[Box]:
     """A box cut in two across its longest side."""
     lengths = sides(box)
@@ -128,11 +143,10 @@ def separate_box(method: Method, box: Box, shape: tuple[int, ...], limit: int) -
             raise too_large(window, needed, limit)
         here = ids[slices(inside(part, box))]
         np.copyto(here, found, where=here == UNDECIDED)
-        left = bounding_box(here == UNDECIDED, part)
+        left = boxes_of(here == UNDECIDED, part, 2 * halo, shape)
         if left and window == whole(shape):
-            raise RuntimeError(f"voxels are undecided in the whole volume, within {left}")
-        if left:
-            parts.append((left, 2 * halo))
+            raise RuntimeError(f"voxels are undecided in the whole volume, within {left[0]}")
+        parts += [(box_left, 2 * halo) for box_left in left]
     return ids
 
 
