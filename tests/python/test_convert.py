@@ -536,6 +536,31 @@ def test_the_sheet_of_cores_and_borders_has_classes():
     assert row == {"sample": "a", "image": "a/a.nii.gz", "semantic": "a/a.labels.nii.gz"}
 
 
+def test_nnunet_takes_cores_and_borders_for_a_training_and_refuses_instances():
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+    image, labels = written("ome-tiff"), written("ome-tiff", "labels", array=grown(5).astype(np.uint8))
+    raw = Path("Dataset101_Particles")
+    for folder in ("imagesTr", "labelsTr"):
+        (raw / folder).mkdir(parents=True)
+    description = {
+        "channel_names": {"0": "microct"},
+        "labels": {"background": 0, "core": 1, "border": 2},
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+    }
+    (raw / "dataset.json").write_text(json.dumps(description))
+    for border_core, right in (("1", True), (None, False)):
+        convert([image], Request("nifti", border_core=border_core), labels=labels)
+        (raw / "imagesTr/a_0000.nii.gz").write_bytes(output("nifti").read_bytes())
+        (raw / "labelsTr/a.nii.gz").write_bytes(output("nifti", labels=True).read_bytes())
+        if right:
+            verify_dataset_integrity(str(raw), 1)
+        else:
+            with pytest.raises(RuntimeError):
+                verify_dataset_integrity(str(raw), 1)
+
+
 def test_the_script_converts_what_comes_on_its_standard_input():
     path = written("ome-tiff")
     entry = entry_of(path, Request("nrrd"))
