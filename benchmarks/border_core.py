@@ -34,6 +34,10 @@ CELL = (13, 13, 28)
 
 TOUCHING = 0.3
 APART = 13
+NOISE = ((0.6, 0.85, 2.5), (0.7, 0.9, 1.5), (0.8, 0.93, 3.5), (0.5, 0.8, 1.2))
+"""Smoothed noise, to compare results only: quantiles above which it is border and core, and sigma."""
+
+NOISE_SHAPE = (72, 80, 96)
 PEER, OURS = "ParticleSeg3D", "ours"
 MB = 1e6
 
@@ -80,36 +84,53 @@ def main(
                 print(json.dumps({"balls": count, "way": name, **found}), flush=True)
                 runs[name].append(found)
         voxels = np.load(labels, mmap_mode="r").size
-        wall = {name: median(run["wall"] for run in of) for name, of in runs.items()}
+        middle = {name: {key: median(run[key] for run in of) for key in ("wall", "cpu")} for name, of in runs.items()}
         for name, of in runs.items():
             told = apart(compare, labels, result(folder, name), result(folder, OURS))
             print(json.dumps({"balls": count, "way": name, **told}), flush=True)
-            rows.append(row_of(count, voxels, name, of, wall, told))
+            rows.append(row_of(count, voxels, name, of, middle, told))
         for path in (labels, *(result(folder, name) for name in pythons)):
             path.unlink()
-    print(f"\n{table(HEADER, rows)}")
+    print(f"\n{table(HEADER, rows)}\n")
+    rows = []
+    for seed, noise in enumerate(NOISE if PEER in pythons else ()):
+        labels = folder / "noise.npy"
+        apart(draw_noise, labels, seed, *noise)
+        for name, python in pythons.items():
+            found = child(python, name=name, labels=str(labels), out=str(result(folder, name)), peer=str(peer_source))
+            told = apart(compare, labels, result(folder, name), result(folder, OURS))
+            rows.append([noise, name, found["returned"], *told.values()])
+    print(table(("noise: quantiles, sigma", "way", "count returned", *HEADER[-4:-1]), rows))
 
 
 HEADER = (
     "balls", "Mvoxel", "way", "wall s, median (all)", "CPU s", "objects/s", "times faster",
-    "peak memory above labels MB", "bytes/voxel", "count returned", "ids in the array",
-    "foreground voxels that are 0", "voxels unlike ours", "load",
+    "objects per CPU s", "times less CPU", "peak memory above labels MB", "bytes/voxel",
+    "count returned", "ids in the array", "foreground voxels that are 0", "voxels unlike ours", "load",
 )  # fmt: skip
 
 
 def row_of(
-    count: int, voxels: int, name: str, runs: list[dict[str, Any]], wall: dict[str, float], told: dict[str, Any]
+    count: int,
+    voxels: int,
+    name: str,
+    runs: list[dict[str, Any]],
+    middle: dict[str, dict[str, float]],
+    told: dict[str, Any],
 ) -> list[str]:
     memory = max(run["bytes"] for run in runs)
     walls = ", ".join(f"{run['wall']:.2f}" for run in runs)
+    own, peer = middle[name], middle.get(PEER)
     return [
         f"{count:,}",
         f"{voxels / 1e6:.1f}",
         name,
-        f"{wall[name]:.2f} ({walls})",
-        f"{median(run['cpu'] for run in runs):.2f}",
-        f"{count / wall[name]:,.0f}",
-        f"{wall[PEER] / wall[name]:.1f}" if PEER in wall else "",
+        f"{own['wall']:.2f} ({walls})",
+        f"{own['cpu']:.2f}",
+        f"{count / own['wall']:,.0f}",
+        f"{peer['wall'] / own['wall']:.1f}" if peer else "",
+        f"{count / own['cpu']:,.0f}",
+        f"{peer['cpu'] / own['cpu']:.1f}" if peer else "",
         f"{memory / MB:,.0f}",
         f"{memory / voxels:.1f}",
         f"{runs[-1]['returned']:,}",
@@ -215,6 +236,17 @@ def draw(path: Path, count: int, seed: int = 0) -> int:
             labels[tuple((some[:, None] + offsets).reshape(-1, 3).T)] = value
     np.save(path, labels)
     return count - int(near[: count // 2].sum())
+
+
+def draw_noise(path: Path, seed: int, border: float, core: float, sigma: float) -> None:
+    """Write labels (uint8) with cores of all sizes and shapes, some with holes, and components without a core."""
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(seed)
+    smooth = gaussian_filter(rng.normal(size=NOISE_SHAPE), sigma)
+    labels = (BORDER * (smooth > np.quantile(smooth, border))).astype(np.uint8)
+    labels[(smooth > np.quantile(smooth, core)) & (rng.random(NOISE_SHAPE) > 0.02)] = CORE
+    np.save(path, labels)
 
 
 def compare(labels: Path, found: Path, ours: Path) -> dict[str, int]:
