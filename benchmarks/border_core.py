@@ -96,11 +96,15 @@ def main(
     for seed, noise in enumerate(NOISE if PEER in pythons else ()):
         labels = folder / "noise.npy"
         apart(draw_noise, labels, seed, *noise)
+        returned = {}
         for name, python in pythons.items():
             found = child(python, name=name, labels=str(labels), out=str(result(folder, name)), peer=str(peer_source))
+            returned[name] = found["returned"]
+        for name in pythons:
             told = apart(compare, labels, result(folder, name), result(folder, OURS))
-            rows.append([noise, name, found["returned"], *told.values()])
-    print(table(("noise: quantiles, sigma", "way", "count returned", *HEADER[-4:-1]), rows))
+            rows.append([noise, name, returned[name], *told.values()])
+    if rows:
+        print(table(("noise: quantiles, sigma", "way", "count returned", *HEADER[-4:-1]), rows))
 
 
 HEADER = (
