@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from voxelmill.check import check_input
+from voxelmill.check import check_input, refuse_cores
 from voxelmill.convert.request import Request
 from voxelmill.errors import UsageError
 from voxelmill.evaluation.request import Evaluation
@@ -97,6 +97,8 @@ def request(values: Mapping[str, Any]) -> Request | None:
 @click.option("--repair-header", type=click.Choice(["qform", "sform"]))
 @click.option("--align-labels", is_flag=True)
 @click.option("--border-core", help="Instances become border-core labels with borders of this thickness.")
+@click.option("--core-label", help="Name or number of the label of cores, where objects are made of them.")
+@click.option("--border-label")
 @click.option("--evaluate", is_flag=True, help="Labels are to be compared with the truth.")
 @click.option("--ignore-label", type=int, help="Value of the truth whose voxels count nowhere.")
 def main(
@@ -143,6 +145,8 @@ def main(
             if text := notice(values["postprocessing"], package):
                 record.warn(text)
         config = configs[0] if configs else None
+        if config is not None and values["core_label"] is not None:
+            refuse_cores(config, values["core_label"], values["border_label"])
         result = check_input(sheet, staged, schema, config, options, others=configs[1:], images=images)
         for entry in result.samples:
             for text in entry["warnings"]:

@@ -33,6 +33,7 @@ from voxelmill.formats.base import damage_told
 from voxelmill.image import Box
 from voxelmill.model.config import ModelConfig
 from voxelmill.overlay import fit_labels
+from voxelmill.planning import label_names
 from voxelmill.samplesheet import (
     TRUTH,
     UNUSED,
@@ -203,6 +204,19 @@ def fittings(
             remedy="pass --model, or name label images in the samplesheet's column semantic or instances",
         )
     return chosen
+
+
+def refuse_cores(config: ModelConfig, core: str, border: str) -> None:
+    """Raise UsageError unless a model has these two labels: told here, and not after the prediction."""
+    # numba, which other runs need not load
+    from voxelmill.objects.separation.cores import find_label
+
+    names = label_names(config)
+    if find_label(names, core) == find_label(names, border):
+        raise UsageError(
+            f"{core} and {border} are the same label",
+            remedy="give cores and borders labels of their own with --core_label and --border_label",
+        )
 
 
 def staged_images(folder: Path) -> dict[int, Path]:

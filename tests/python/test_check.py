@@ -24,7 +24,7 @@ import zarr
 from conftest import ROOT
 from voxelmill import check as check_module
 from voxelmill import forecast
-from voxelmill.check import check_input, is_staged_as, with_all_faults
+from voxelmill.check import check_input, is_staged_as, refuse_cores, with_all_faults
 from voxelmill.convert.mending import open_given
 from voxelmill.convert.request import Request
 from voxelmill.errors import (
@@ -663,6 +663,26 @@ def test_script_takes_a_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     values |= {"target": "nrrd", "orientation": None, "repair_header": None, "align_labels": False}
     assert script.request(values | {"border_core": "1.5um"}).border_core == "1.5um"
     assert read_json(Path("check/samples.json"))["samples"][0]["spacing"] == [2, 1, 1]
+
+
+def test_cores_and_borders_are_labels_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grown = model(labels={"background": 0, "Core": 1, "border": 2}, heads=3, foreground_values=(1, 2))
+    refuse_cores(grown, "core", "border")
+    refuse_cores(grown, "2", "1")
+    for core, border, words in (("nucleus", "border", "no label 'nucleus'"), ("core", "1", "core and 1 are the same")):
+        with pytest.raises(UsageError, match=words):
+            refuse_cores(grown, core, border)
+    write_image(tmp_path / "a.tif")
+    stage(tmp_path / "images", ["a.tif"], tmp_path)
+    write_package(tmp_path / "package", model())
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--staged", "images", "--schema", str(SCHEMA), "--package", "package"]
+    script = load_script("check_input")
+    with pytest.raises(SystemExit) as caught:
+        script.main.main([*arguments, "--core-label", "core", "--border-label", "border"], standalone_mode=False)
+    assert caught.value.code == 2 and not Path("check/samples.json").exists()
+    script.main.main(arguments, standalone_mode=False)
+    assert Path("check/samples.json").exists()
 
 
 # Given labels
