@@ -26,6 +26,16 @@ MEASURES = (
     ("skeleton_empty", pa.bool_()), ("length_resolution", pa.int32()),
     ("profile_distance", pa.list_(pa.float64())), *((f"profile_{axis}", pa.list_(pa.int32())) for axis in "zyx"),
 )  # fmt: skip
+VOLUME = (
+    ("equivalent_diameter", pa.float64()), ("surface", pa.float64()), ("sphericity", pa.float64()),
+    *((f"axis_{k}", pa.float64()) for k in (1, 2, 3)), ("elongation", pa.float64()), ("flatness", pa.float64()),
+    ("neighbours", pa.int32()), ("contact_area", pa.float64()),
+)  # fmt: skip
+PLANE = (
+    ("equivalent_diameter", pa.float64()), ("perimeter", pa.float64()), ("circularity", pa.float64()),
+    *((f"axis_{k}", pa.float64()) for k in (1, 2)), ("elongation", pa.float64()),
+    ("neighbours", pa.int32()), ("contact_length", pa.float64()),
+)  # fmt: skip
 STATISTICS = ("mean", "min", "max", "sd")
 CLASSES = {1: "axon", 2: "=soma"}
 
@@ -34,8 +44,11 @@ def linked_schema(channels: int) -> pa.Schema:
     return pa.schema([*LINKED, *((f"{name}_c{c}", pa.float64()) for c in range(channels) for name in STATISTICS)])
 
 
-def measures_schema(channels: int) -> pa.Schema:
-    return pa.schema([*MEASURES, *((f"profile_c{c}", pa.list_(pa.float64())) for c in range(channels))])
+def measures_schema(channels: int, measures: Sequence[str], plane: bool) -> pa.Schema:
+    profiles = [(f"profile_c{c}", pa.list_(pa.float64())) for c in range(channels)]
+    skeleton = [*MEASURES[1:], *profiles] if "skeleton" in measures else []
+    shape = (PLANE if plane else VOLUME) if "shape" in measures else ()
+    return pa.schema([MEASURES[0], *skeleton, *shape])
 
 
 class Sample:
@@ -108,25 +121,32 @@ class Sample:
             "profile_distance": (np.arange(x.size) * step).tolist(), "profile_z": [z] * x.size,
             "profile_y": [y] * x.size, "profile_x": x.tolist(),
         }  # fmt: skip
+        row |= {"equivalent_diameter": 10.0 + number, "axis_1": 30.0 + number, "axis_2": 20.0 + number}
+        row |= {"surface": 500.0 + number, "sphericity": 1 / number, "axis_3": 10.0 + number, "flatness": 2.0}
+        row |= {"perimeter": 50.0 + number, "circularity": 1 / number, "elongation": 1.5 if number % 2 else None}
+        row |= {"neighbours": number % 3, "contact_area": 4.0 * (number % 3), "contact_length": 2.0 * (number % 3)}
         return row | {f"profile_c{c}": self.image[c, z, y, x].astype(float).tolist() for c in range(self.channels)}
 
-    def write(self, folder: Path, position: int = 1, tasks: int = 1) -> None:
+    def write(
+        self, folder: Path, position: int = 1, tasks: int = 1, measures: Sequence[str] = ("skeleton", "shape")
+    ) -> None:
         """All files of the sample; its label store is that of a position, from 1, in the batch."""
+        schema = measures_schema(self.channels, measures, 1 in self.labels.shape)
         folder.mkdir(parents=True, exist_ok=True)
         self.grid.save(folder / f"{self.name}.grid.json")
         pq.write_table(
             pa.Table.from_pylist(self.rows, linked_schema(self.channels)), folder / f"{self.name}.linked.parquet"
         )
-        removed = {"below_min_voxels": 2, "below_min_volume": 0, "touches_border": 0}
+        removed = {"below_min_voxels": 2, "below_min_volume": 0, "below_mean_fraction": 1, "touches_border": 0}
         write_json(
             folder / f"{self.name}.linked.json",
             {
-                "sample": self.name, "components": len(self.rows) + 2, "objects": len(self.rows), "dtype": "uint16",
+                "sample": self.name, "components": len(self.rows) + 3, "objects": len(self.rows), "dtype": "uint16",
                 "connectivity": 26, "components_of": "class", "dropped": removed, "dropped_voxels": removed,
             },
         )  # fmt: skip
         for task, rows in enumerate(np.array_split(np.arange(len(self.measures)), tasks)):
-            table = pa.Table.from_pylist([self.measures[row] for row in rows], measures_schema(self.channels))
+            table = pa.Table.from_pylist([self.measures[row] for row in rows], schema)
             pq.write_table(table, folder / f"{self.name}.m{task}.measures.parquet")
         self._write_image(folder)
         self._write_labels(folder / "labels" / str(position) / "labels.ome.zarr" / "instances")

@@ -192,7 +192,7 @@ class Folder:
     def cohort(self, *names: str, **changes: object) -> None:
         """What COMPARE_SAMPLES leaves."""
         row = {"group": "wild", "objects": 5, "measured": 3}
-        means = {"length_mean": 20.25, "length_median": None, "volume_mean": 2.5e6}
+        means = {"mean": 20.25, "median": None, "volume_mean": 2.5e6}
         samples = [{"id": name, **row, **means} for name in names]
         value = {"length": "longest_path", "unit": "um", "groups": GROUPS, "test": TEST, "note": "In no group: s9."}
         value = value | {"samples": samples} | changes

@@ -23,6 +23,7 @@ from voxelmill.files import read_json, write_json
 from voxelmill.objects import charts, tables
 from voxelmill.objects.charts import PALETTE, GroupLengths, group_chart, save_chart
 from voxelmill.objects.cohort import cliffs_delta, compare_samples, group_test
+from voxelmill.objects.columns import MEASURES
 from voxelmill.objects.tables import objects_schema, table_writer
 from voxelmill.task import Task
 
@@ -46,16 +47,18 @@ class Run:
         channels: int = 1,
         arrives: bool = True,
         unmeasured: int = 1,
+        measures: Sequence[str] = MEASURES,
     ) -> None:
         self.entries.append({"id": name, "group": group})
         if not arrives:
             return
         end = "px" if unit == "pixel" else "um"
-        schema = objects_schema(unit, channels, {"sample": name})
+        schema = objects_schema(unit, channels, {"sample": name}, measures)
         rows = [
             {
                 "id": n, "class": "=axon", "voxels": 10 * n, f"volume_{end}3": 20.0 * n, "measured": True,
                 "touches_border": False, f"longest_path_{end}": float(length), f"longest_branch_{end}": length / 2,
+                f"equivalent_diameter_{end}": 3.0 * length,
                 f"mean_c{channels - 1}": n + 0.5,
             }
             for n, length in enumerate(lengths, 1)
@@ -134,7 +137,7 @@ def test_samples_of_several_units_and_channels(run: Run) -> None:
     assert frame.loc["b", "longest_path_px"].iloc[0] == 5.0
     assert (cohort["unit"], cohort["note"]) == ("um", "Not compared, as their images have no physical size: b.")
     assert [(group["samples"], group["mean"]) for group in cohort["groups"]] == [(["a"], 15.0), (["c"], 30.0)]
-    assert [row["length_mean"] for row in cohort["samples"]] == [15.0, None, 30.0]
+    assert [row["mean"] for row in cohort["samples"]] == [15.0, None, 30.0]
 
 
 def test_run_without_physical_sizes(run: Run) -> None:
@@ -157,7 +160,7 @@ def test_numbers_of_samples_and_groups(run: Run) -> None:
     row = cohort["samples"][2]
     values = lengths["treated"][1]
     assert (row["id"], row["group"], row["objects"], row["measured"]) == ("treated1", "treated", 38, 37)
-    found = [row[name] for name in ("length_mean", "length_median", "volume_mean")]
+    found = [row[name] for name in ("mean", "median", "volume_mean")]
     np.testing.assert_allclose(found, [values.mean(), np.median(values), 20.0 * 19], rtol=1e-12)
     assert read_json(run.path / "out/cohort.json") == cohort
     for name in ("lengths_by_group.png", "lengths_by_group.svg", "objects.csv", "objects.parquet", "cohort.json"):
@@ -169,7 +172,24 @@ def test_length_is_the_chosen_one(run: Run) -> None:
     paths, branches = run.compare(), run.compare("longest_branch")
     assert branches["length"] == "longest_branch"
     for path, branch in zip(paths["samples"], branches["samples"], strict=True):
-        assert branch["length_mean"] == pytest.approx(path["length_mean"] / 2)
+        assert branch["mean"] == pytest.approx(path["mean"] / 2)
+
+
+def test_diameters_are_compared_where_there_are_no_lengths(run: Run) -> None:
+    for n in range(3):
+        run.sample(f"a{n}", [1.0 + n, 2.0], "g", measures=["shape"])
+        run.sample(f"b{n}", [11.0 + n], "h", measures=["shape"])
+    cohort = run.compare()
+    assert cohort["length"] == "equivalent_diameter"
+    assert [row["mean"] for row in cohort["samples"]] == [4.5, 33.0, 6.0, 36.0, 7.5, 39.0]
+    assert [row["median"] for row in cohort["groups"]] == [6.0, 36.0]
+    assert cohort["test"]["of"] == "sample means of equivalent diameter"
+    assert cohort["test"]["p"] == pytest.approx(0.1)
+    assert "is larger than every object" in cohort["test"]["note"]
+    assert "longest_path_um" not in pq.read_schema(run.path / "out/objects.parquet").names
+    charts = sorted(path.name for path in (run.path / "out").glob("*_by_group.*"))
+    assert charts == ["sizes_by_group.png", "sizes_by_group.svg"]
+    assert {str(run.path / "out" / name) for name in charts} < set(run.record.outputs)
 
 
 def test_two_groups_are_tested_by_samples(run: Run) -> None:
@@ -241,7 +261,7 @@ def test_sample_without_lengths_is_no_sample_of_a_test(run: Run) -> None:
     assert cohort["test"]["p"] == pytest.approx(0.1)
     assert cohort["note"] == "Without a measured object, and so without a mean: empty."
     assert cohort["groups"][1]["samples"][-1] == "empty"
-    assert cohort["samples"][-1]["length_mean"] is None
+    assert cohort["samples"][-1]["mean"] is None
 
 
 @pytest.mark.parametrize("groups", [[None, None], ["g", "g"], ["g", None]])
@@ -319,6 +339,10 @@ def test_chart_of_groups(tmp_path: Path) -> None:
     assert [line.get_color() for line in figure.legends[0].get_lines()][:2] == list(PALETTE[:2])
     curves = figure.axes[0].get_lines()
     assert [line.get_color() for line in curves] == [PALETTE[n % len(PALETTE)] for n in range(len(names))]
+    sizes = group_chart(groups, "um", "equivalent_diameter")
+    assert sizes.legends[0].get_title().get_text() == "Equivalent diameter by group"
+    assert sizes.axes[1].get_xlabel() == "Equivalent diameter (µm)"
+    assert figure.legends[0].get_title().get_text() == "Length by group"
     dots = [line for line in figure.axes[1].get_lines() if line.get_marker() == "o"]
     for dot, shown in zip(dots, groups, strict=True):
         np.testing.assert_array_equal(dot.get_xdata(), shown.means)

@@ -9,6 +9,7 @@ import runpy
 import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,21 @@ from seaborn._statistics import KDE
 
 from objects import CLASSES, Sample
 from voxelmill import __version__
-from voxelmill.errors import InputMissingError, TemporaryError
+from voxelmill.errors import InputMissingError, TemporaryError, UsageError
 from voxelmill.files import read_json
 from voxelmill.objects import charts, gallery, tables
-from voxelmill.objects.charts import cumulative, density, length_chart, save_chart
+from voxelmill.objects.charts import (
+    cumulative,
+    cumulative_size,
+    density,
+    length_chart,
+    save_chart,
+    size_chart,
+    size_edges,
+)
+from voxelmill.objects.columns import MEASURES, parse_measures
 from voxelmill.objects.gallery import choose, grey_levels
-from voxelmill.objects.summary import describe
+from voxelmill.objects.summary import describe, size_of
 from voxelmill.objects.tables import Rows, cells, stream, table_writer, union_schema
 from voxelmill.objects.tabulate import tabulate_batch
 from voxelmill.task import Task
@@ -49,11 +59,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def tabulate(*samples: Sample, length: str = "longest_path", tasks: int = 2) -> Task:
+def tabulate(
+    *samples: Sample, length: str = "longest_path", tasks: int = 2, measures: Sequence[str] = MEASURES
+) -> Task:
     for position, sample in enumerate(samples, 1):
-        sample.write(Path(), position, tasks)
+        sample.write(Path(), position, tasks, measures)
     record = Task("tabulate_objects", "batch")
-    tabulate_batch([sample.name for sample in samples], length, Path(), record)
+    tabulate_batch([sample.name for sample in samples], length, Path(), record, measures)
     return record
 
 
@@ -74,13 +86,16 @@ def test_tables_are_the_join_in_physical_units(folder: Path) -> None:
         centre = expected[f"centroid_{axis}"] * spacing + origin
         np.testing.assert_allclose(objects[f"centroid_{axis}_um"], centre, rtol=1e-15)
     same = ["voxels", "touches_border", "measured", "branches", "tortuosity", "skeleton_voxels", "length_resolution"]
+    same += ["sphericity", "elongation", "flatness", "neighbours"]
     same += [f"{axis}_{bound}" for axis in "zyx" for bound in ("start", "stop")]
     same += [f"{name}_c{c}" for name in ("mean", "min", "max", "sd") for c in range(2)]
     for name in same:
         pd.testing.assert_series_equal(objects[name], expected[name], check_dtype=False)
-    for name in ("longest_path", "longest_branch", "mean_thickness"):
+    for name in ("longest_path", "longest_branch", "mean_thickness", "equivalent_diameter", "axis_1", "axis_3"):
         np.testing.assert_array_equal(objects[f"{name}_um"], expected[name])
-    assert objects.loc[1, "longest_path_um":"length_resolution"].isna().all()
+    for name in ("surface", "contact_area"):
+        np.testing.assert_array_equal(objects[f"{name}_um2"], expected[name])
+    assert objects.loc[1, "longest_path_um":"contact_area_um2"].isna().all()
 
 
 def test_csv_is_the_parquet_table(folder: Path) -> None:
@@ -106,9 +121,12 @@ def test_names_and_metadata_tell_the_unit(folder: Path) -> None:
     micrometres, pixels = (pq.read_schema(f"{name}/{name}.objects.parquet") for name in "ab")
     for schema, end in ((micrometres, "um"), (pixels, "px")):
         lengths = {name: f"{name}_{end}" for name in ("longest_path", "longest_branch", "mean_thickness")}
+        lengths |= {name: f"{name}_{end}" for name in ("equivalent_diameter", "axis_1", "axis_2", "axis_3")}
         for name in (*lengths.values(), *(f"centroid_{axis}_{end}" for axis in "zyx")):
             assert schema.field(name).metadata[b"unit"] == end.encode()
         assert schema.field(f"volume_{end}3").metadata[b"unit"] == f"{end}3".encode()
+        for name in ("surface", "contact_area"):
+            assert schema.field(f"{name}_{end}2").metadata[b"unit"] == f"{end}2".encode()
         assert schema.field("z_stop").metadata[b"unit"] == b"voxels"
         assert schema.field("tortuosity").metadata is None
         assert schema.metadata[b"voxelmill"] == __version__.encode()
@@ -259,7 +277,7 @@ def test_results_do_not_depend_on_tasks(folder: Path) -> None:
             file.unlink()
         digests.append(tabulate(Sample("a", BOXES, channels=2), tasks=tasks).outputs)
     assert digests[0] == digests[1] == digests[2]
-    assert len(digests[0]) == 6
+    assert len(digests[0]) == 8
 
 
 def test_portions_give_the_same_tables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,8 +363,9 @@ def test_summary_of_the_measured(folder: Path) -> None:
     sample.measures[1]["length_resolution"] = 4
     record = tabulate(sample)
     summary = read_json(Path("a/a.objects.json"))
-    assert (summary["objects"], summary["measured"], summary["components"]) == (6, 5, 8)
-    assert summary["dropped"]["below_min_voxels"] == 2
+    assert (summary["objects"], summary["measured"], summary["components"]) == (6, 5, 9)
+    assert (summary["dropped"]["below_min_voxels"], summary["dropped"]["below_mean_fraction"]) == (2, 1)
+    assert (summary["measures"], summary["length"]) == (["skeleton", "shape"], "longest_path")
     assert summary["reduced_resolution"] == 1
     assert "1 of 5 measured objects are so large" in record.warnings[0]["text"]
     frame = pd.DataFrame(sample.rows)
@@ -363,15 +382,82 @@ def test_summary_of_the_measured(folder: Path) -> None:
         "mean_thickness_um": ("Mean thickness", "µm", measured["mean_thickness"]),
         "tortuosity": ("Tortuosity", "", measured["tortuosity"]),
         "branches": ("Branches", "", measured["branches"]),
+        "equivalent_diameter_um": ("Equivalent diameter", "µm", measured["equivalent_diameter"]),
+        "surface_um2": ("Surface", "µm²", measured["surface"]),
+        "sphericity": ("Sphericity", "", measured["sphericity"]),
+        "axis_1_um": ("First axis", "µm", measured["axis_1"]),
+        "axis_2_um": ("Second axis", "µm", measured["axis_2"]),
+        "axis_3_um": ("Third axis", "µm", measured["axis_3"]),
+        "elongation": ("Elongation", "", measured["elongation"].dropna()),
+        "flatness": ("Flatness", "", measured["flatness"]),
+        "neighbours": ("Neighbours", "", measured["neighbours"]),
+        "contact_area_um2": ("Contact area", "µm²", measured["contact_area"]),
     }
     assert [row["name"] for row in summary["quantities"]] == list(expected)
     for row in summary["quantities"]:
         label, unit, values = expected[row["name"]]
-        assert (row["label"], row["unit"], row["n"]) == (label, unit, 5)
+        assert (row["label"], row["unit"], row["n"]) == (label, unit, len(values))
         found = [row[name] for name in ("mean", "min", "p5", "p25", "median", "p75", "p95", "max")]
         known = [values.mean(), *values.quantile([0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])]
         np.testing.assert_allclose(found, known, rtol=1e-12)
         assert row["sd"] == pytest.approx(values.std(ddof=0), rel=1e-12)
+
+
+@pytest.mark.parametrize("measures", [("skeleton",), ("shape",)])
+@pytest.mark.parametrize("depth", [12, 1])
+def test_only_what_was_measured_is_there(folder: Path, measures: tuple[str, ...], depth: int) -> None:
+    boxes = BOXES if depth > 1 else [((0, 1), *box[1:]) for box in BOXES[2:]]
+    sample = Sample("a", boxes, shape=(depth, 40, 48))
+    record = tabulate(sample, measures=measures)
+    names = pq.read_schema("a/a.objects.parquet").names
+    of_skeleton = ["longest_path_um", "branches", "skeleton_empty", "length_resolution"]
+    of_shape = ["equivalent_diameter_um", "axis_1_um", "elongation", "neighbours"]
+    of_volume = ["surface_um2", "sphericity", "axis_3_um", "flatness", "contact_area_um2"]
+    of_plane = ["perimeter_um", "circularity", "contact_length_um"]
+    wanted = of_skeleton if measures == ("skeleton",) else of_shape + (of_volume if depth > 1 else of_plane)
+    assert set(wanted) <= set(names)
+    assert not set(names) & {*of_skeleton, *of_shape, *of_volume, *of_plane} - set(wanted)
+    files = {path.name.removeprefix("a.") for path in Path("a").iterdir()}
+    always = {"objects.csv", "objects.parquet", "objects.json", "gallery.npz"}
+    skeletons = {"profiles.parquet", "axons.json", "lengths.png", "lengths.svg"}
+    assert files == always | (skeletons if measures == ("skeleton",) else {"sizes.png", "sizes.svg"})
+    assert {path.removeprefix("a/a.") for path in record.outputs} == files - {"objects.json", "gallery.npz"}
+    summary = read_json(Path("a/a.objects.json"))
+    labels = [row["label"] for row in summary["quantities"]]
+    if measures == ("skeleton",):
+        assert labels == ["Length", "Volume", "Mean thickness", "Tortuosity", "Branches"]
+        assert (summary["sizes"], summary["gallery"][0]["diameter"]) == (None, None)
+    else:
+        assert labels[:2] == ["Volume", "Equivalent diameter"] and "Length" not in labels
+        assert ("Perimeter" in labels) == (depth == 1)
+        entry = summary["gallery"][0]
+        assert (summary["length"], entry["length"], entry["branches"]) == (None, None, None)
+        assert entry["diameter"] == 10.0 + entry["id"]
+        assert "most_branched" not in {entry["key"] for entry in summary["gallery"]}
+        assert np.load("a/a.gallery.npz")["largest_path"].shape == (0, 2)
+
+
+def test_measures_are_named_by_the_user() -> None:
+    assert parse_measures("shape,skeleton") == parse_measures(" skeleton, shape") == MEASURES
+    assert parse_measures("shape") == ("shape",)
+    for text in ("", "shape,", "form", "skeleton shape"):
+        with pytest.raises(UsageError, match="unknown"):
+            parse_measures(text)
+
+
+sizes = st.lists(st.floats(0.1, 100), min_size=1, max_size=60).map(np.array)
+
+
+@given(sizes, st.sampled_from([2, 3]))
+def test_diameters_that_share_out_the_volume(diameters: np.ndarray, power: int) -> None:
+    found = size_of(np.append(diameters, np.nan), power)
+    assert found is not None
+    volumes = diameters**power
+    for name, share in (("d10", 0.1), ("d50", 0.5), ("d90", 0.9)):
+        assert found[name] in diameters
+        assert volumes[diameters <= found[name]].sum() >= (share - 1e-9) * volumes.sum()
+        assert volumes[diameters < found[name]].sum() <= (share + 1e-9) * volumes.sum()
+    assert size_of(np.array([np.nan]), power) is None
 
 
 values_of_any_kind = st.one_of(
@@ -457,10 +543,59 @@ def test_chart_says_what_it_shows(tmp_path: Path, lengths: list[float], unit: st
         assert figure.axes[0].get_xlim()[0] == 0
 
 
+@given(sizes, st.sampled_from([2, 3]), st.sampled_from([4, 500]))
+def test_cumulative_size_is_the_share_of_the_volume(diameters: np.ndarray, power: int, steps: int) -> None:
+    x, share = cumulative_size(diameters, power, steps)
+    assert (x[0], x[-1], share[-1]) == (diameters.min(), diameters.max(), pytest.approx(1))
+    assert (np.diff(x) >= 0).all() and (np.diff(share) > 0).all()
+    volumes = diameters**power
+    exact = np.array([volumes[diameters <= value].sum() for value in x]) / volumes.sum()
+    assert (share <= exact + 1e-9).all()
+    if steps == 500:
+        last_of_equals = np.append(np.diff(x) > 0, True)
+        np.testing.assert_allclose(share[last_of_equals], exact[last_of_equals], rtol=1e-9)
+    else:
+        steps_up = np.diff(share, prepend=0)
+        assert steps_up.max() <= 1 / (steps - 1) + volumes.max() / volumes.sum() + 1e-9
+
+
+@given(sizes)
+def test_bins_of_sizes_hold_every_object(diameters: np.ndarray) -> None:
+    edges, wide = size_edges(diameters)
+    counts, _ = np.histogram(diameters, edges)
+    assert counts.sum() == diameters.size
+    assert wide == (diameters.max() > 20 * diameters.min())
+    widths = np.diff(np.log10(edges) if wide else edges)
+    np.testing.assert_allclose(widths, widths[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("diameters", [[], [5.0], [5.0] * 3, [5.0, 9.0], [1.0, 50.0], range(1, 901)])
+@pytest.mark.parametrize(("unit", "power"), [("um", 3), ("pixel", 2)])
+def test_chart_of_sizes_says_what_it_shows(diameters: list[float], unit: str, power: int) -> None:
+    values = np.array(list(diameters), float)
+    figure = size_chart("$a_1^", (3.0, 2.0, 1.5), unit, values, power, size_of(values, power))
+    shown = "\n".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+    name = {"um": "µm", "pixel": "px"}[unit]
+    assert "$a_1^" in shown and f"Equivalent diameter ({name})" in shown
+    if not diameters:
+        assert "no measured objects" in shown
+        return
+    left, right = figure.axes
+    assert f"Cumulative share of the {'volume' if power == 3 else 'area'}" in shown
+    assert left.get_xscale() == ("log" if list(diameters) == [1.0, 50.0] else "linear")
+    assert sum(left.patches[0].get_data().values) == values.size
+    marks = [line.get_xdata()[0] for line in right.get_lines()[1:]]
+    assert marks == list((size_of(values, power) or {}).values())
+    if len(diameters) == 900 and power == 3:
+        assert f"900 objects, by volume D10 507, D50 757, D90 877 {name}" in shown
+
+
 def test_chart_files_are_small_equal_and_undated(tmp_path: Path) -> None:
     values = np.random.default_rng(0).gamma(2.0, 50.0, 20_000)
     name = r"no $\math^$"
     paths = [save_chart(length_chart(name, (1.0, 1.0, 1.0), "um", values), tmp_path / stem) for stem in ("x", "y")]
+    sizes = size_chart(name, (1.0, 1.0, 1.0), "um", values, 3, size_of(values, 3))
+    assert save_chart(sizes, tmp_path / "sizes")[1].stat().st_size < 150_000
     for first, second in zip(*paths, strict=True):
         assert first.read_bytes() == second.read_bytes()
     png, svg = paths[0]
@@ -507,7 +642,7 @@ def test_gallery_pictures_show_the_objects(folder: Path) -> None:
     }  # fmt: skip
     assert entries["most_branched"] == {
         "key": "most_branched", "id": 3, "class": "=soma", "voxels": 420, "volume": 3780.0, "length": 51.0,
-        "branches": 2,
+        "branches": 2, "diameter": 13.0,
     }  # fmt: skip
     # object 5: z 6-9 (9 um), y 30-38 (16 um), x 10-30 (30 um); thinnest along z, margins 6 in y and x, 1 in z
     cut = (slice(5, 10), slice(24, 40), slice(4, 36))
@@ -570,5 +705,6 @@ def test_script(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         runpy.run_path(script, run_name="__main__")
     record = read_json(Path("batch1/batch1.tabulate_objects.json"))
     assert record["counts"]["a"] == {"objects": 6, "measured": 5, "skeleton_empty": 0}
-    assert len(record["outputs"]) == 12
+    assert len(record["outputs"]) == 16
+    assert read_json(Path("a/a.objects.json"))["measures"] == ["skeleton", "shape"]
     assert read_json(Path("a/a.objects.json"))["length"] == "longest_branch"

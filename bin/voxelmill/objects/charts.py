@@ -1,4 +1,4 @@
-"""Charts of lengths: kernel density and empirical distribution of one sample, or of groups of samples.
+"""Charts of lengths and sizes: how they are distributed in one sample, or in groups of samples.
 
 Equal input gives equal bytes. Text in the SVG files is drawn as paths, so that it looks alike without fonts.
 """
@@ -6,7 +6,7 @@ Equal input gives equal bytes. Text in the SVG files is drawn as paths, so that 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 from scipy.stats import gaussian_kde
 
 from voxelmill.files import atomic_path
+from voxelmill.objects.summary import BINS, DIAMETER, bins
 from voxelmill.samplesheet import printable
 from voxelmill.store import COLOURS
 
@@ -48,8 +50,18 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-LENGTHS = {"longest_path": "Length of the longest path", "longest_branch": "Length of the longest branch"}
-"""What ``--length`` can be, in words."""
+LENGTHS = {
+    "longest_path": "Length of the longest path",
+    "longest_branch": "Length of the longest branch",
+    DIAMETER: "Equivalent diameter",
+}
+"""What ``--length`` can be, and what stands in for it, in words."""
+
+NAMES = {DIAMETER: LENGTHS[DIAMETER]}
+"""Titles of what is not called length."""
+
+WIDE = 20.0
+"""Sizes are drawn on a logarithmic axis where the largest is more than so many times the smallest."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +181,115 @@ def length_chart(
         return figure
 
 
+def cumulative_size(diameters: np.ndarray, power: int, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
+    """Share of the volume in objects up to a diameter.
+
+    Parameters
+    ----------
+    diameters : np.ndarray
+        float64 (n,), n >= 1
+    power : int
+        3 for volumes, 2 for areas.
+    steps : int
+        At most about so many points are kept, evenly by share, the smallest and the largest diameter among them.
+
+    Returns
+    -------
+    x, share : np.ndarray
+        float64 (m,) each, ascending.
+    """
+    ordered = np.sort(diameters)
+    share = np.cumsum((ordered / ordered[-1]) ** power)
+    share /= share[-1]
+    kept = np.searchsorted(share, np.linspace(share[0], 1.0, steps))
+    kept = np.unique(np.append(np.minimum(kept, ordered.size - 1), (0, ordered.size - 1)))
+    return ordered[kept], share[kept]
+
+
+def size_edges(diameters: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Bins of a histogram (n >= 1 diameters), equally wide as they are drawn, and whether the axis is logarithmic."""
+    low, high = float(diameters.min()), float(diameters.max())
+    if high - low <= 1e-9 * high:
+        return np.array([0.9 * low, 1.1 * high]), False
+    wide = high > WIDE * low
+    drawn = np.log10(diameters) if wide else diameters
+    edges = np.linspace(drawn.min(), drawn.max(), 1 + int(np.clip(bins(drawn), 1, BINS)))
+    edges = 10**edges if wide else edges
+    # rounding must not leave out the first or the last
+    edges[0], edges[-1] = low, high
+    return edges, wide
+
+
+def size_chart(
+    sample: str,
+    spacing: Sequence[float],
+    unit: str,
+    diameters: np.ndarray,
+    power: int,
+    sizes: Mapping[str, float] | None,
+) -> Figure:
+    """Sizes of one sample's objects: how many there are of each, and how the volume is shared out among them.
+
+    Parameters
+    ----------
+    sample : str
+    spacing : sequence of float
+        z, y, x
+    unit : str
+        ``um`` or ``pixel``.
+    diameters : np.ndarray
+        float64 (n,) in that unit: equivalent diameters.
+    power : int
+        3 for volumes, 2 for the areas of an image of one plane.
+    sizes : mapping or None
+        Result of `voxelmill.objects.summary.size_of`; None for no objects.
+    """
+    shown = "px" if unit == "pixel" else "µm"
+    what = "volume" if power == 3 else "area"
+    lines = [printable(sample), f"voxel {' × '.join(f'{step:.4g}' for step in spacing)} {shown} (z × y × x)"]
+    if sizes:
+        marks = ", ".join(f"{name.upper()} {four_digits(value)}" for name, value in sizes.items())
+        lines.append(f"{_objects(diameters.size)}, by {what} {marks} {shown}")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8, 5.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        left = figure.add_subplot()
+        left.set_title(lines[0], fontweight="bold", loc="left", pad=24 if len(lines) == 2 else 40)
+        left.annotate(
+            "\n".join(lines[1:]), (0, 1), (0, 6), textcoords="offset points", xycoords="axes fraction", fontsize=11
+        )
+        left.set_xlabel(f"{LENGTHS[DIAMETER]} ({shown})")
+        if not sizes:
+            _nothing(left, "no measured objects")
+            return figure
+        right = left.twinx()
+        dark, bright = PALETTE[0], PALETTE[1]
+        edges, wide = size_edges(diameters)
+        counts, _ = np.histogram(diameters, edges)
+        if wide:
+            left.set_xscale("log")
+            left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: four_digits(value)))
+        left.stairs(counts, edges, fill=True, color=dark, alpha=0.25, lw=0)
+        left.stairs(counts, edges, color=dark, lw=1.5)
+        x, share = cumulative_size(diameters, power)
+        line = np.array([edges[0], *x, edges[-1]]), np.array([0, *share, 1])
+        right.plot(*line, drawstyle="steps-post", color=bright, lw=2)
+        for name, value in sizes.items():
+            right.axvline(value, color=INK, lw=0.9, linestyle=DASHES[2])
+            right.annotate(
+                name.upper(), (value, 1.03), (2, -2), textcoords="offset points", va="top", fontsize=10, color=INK
+            )
+        left.set_xlim(edges[0], edges[-1])
+        left.set_ylim(0, 1.08 * counts.max())
+        left.set_ylabel("Number of objects")
+        right.set_ylim(0, 1.03)
+        right.set_ylabel(f"Cumulative share of the {what}")
+        for axes, colour in ((left, dark), (right, bright)):
+            axes.yaxis.label.set_color(colour)
+            axes.tick_params(axis="y", colors=colour)
+        return figure
+
+
 def group_chart(groups: Sequence[GroupLengths], unit: str, length: str = "longest_path") -> Figure:
     """Distributions of groups of samples, and below them the mean of every sample.
 
@@ -199,7 +320,7 @@ def group_chart(groups: Sequence[GroupLengths], unit: str, length: str = "longes
             below.plot(group.means, np.full(group.means.size, index), "o", color=colour, ms=7, alpha=0.75, mew=0)
             if group.means.size:
                 below.plot([group.means.mean()], [index], "|", color=INK, ms=16, mew=1.8)
-        _legend(figure, groups)
+        _legend(figure, groups, f"{NAMES.get(length, 'Length')} by group")
         left.tick_params(labelbottom=False)
         below.set_xlabel(f"{LENGTHS[length]} ({shown})")
         below.set_ylim(len(groups) - 0.4, -0.6)
@@ -284,14 +405,14 @@ def _ends(left: Axes, right: Axes, lengths: Sequence[np.ndarray], densities: Seq
     left.set_ylim(0, 1.05 * max((float(curve.max()) for _, curve in curves), default=1.0))
     if not curves:
         left.set_yticks([])
-        why = "one object:" if sum(values.size for values in filled) == 1 else "all lengths are equal:"
+        why = "one object:" if sum(values.size for values in filled) == 1 else "all values are equal:"
         left.text(0.02, 0.96, f"{why}\nno density", transform=left.transAxes, va="top", color=GREY, fontsize=11)
     left.set_ylabel(f"Density (1/{unit})")
     right.set_ylim(0, 1.03)
     right.set_ylabel("Cumulative share of objects")
 
 
-def _legend(figure: Figure, groups: Sequence[GroupLengths]) -> None:
+def _legend(figure: Figure, groups: Sequence[GroupLengths], title: str) -> None:
     handles, labels = [], []
     for index, group in enumerate(groups):
         colour, dash = _look(index)
@@ -299,9 +420,7 @@ def _legend(figure: Figure, groups: Sequence[GroupLengths]) -> None:
         count = f"{group.samples} sample{'' if group.samples == 1 else 's'}"
         labels.append(f"{shortened(group.name)} ({count}, {_objects(group.lengths.size)})")
     names = [f"{n}" for n in range(len(labels))]
-    legend = figure.legend(
-        handles, names, loc="outside upper left", frameon=False, title="Length by group", alignment="left"
-    )
+    legend = figure.legend(handles, names, loc="outside upper left", frameon=False, title=title, alignment="left")
     legend.get_title().set(fontweight="bold", fontsize=13)
     # given above, a label that begins with an underscore would be left out
     for text, label in zip(legend.get_texts(), labels, strict=True):

@@ -1,7 +1,8 @@
-"""COMPARE_SAMPLES: the objects of all samples in one table, and whether groups of samples differ in length.
+"""COMPARE_SAMPLES: the objects of all samples in one table, and whether groups of samples differ in length or size.
 
-Objects of one sample are not independent, so the unit of a test is the sample: its mean length. What is said of the
-objects of a group, effect sizes included, only describes. Of every measured object 8 bytes are held.
+Objects of one sample are not independent, so the unit of a test is the sample: its mean length, or where no skeletons
+were measured its mean equivalent diameter. What is said of the objects of a group, effect sizes included, only
+describes. Of every measured object 8 bytes are held.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from scipy.stats import kruskal, mannwhitneyu
 from voxelmill.errors import TemporaryError
 from voxelmill.files import read_json, write_json
 from voxelmill.objects.charts import GroupLengths, group_chart, save_chart
+from voxelmill.objects.summary import DIAMETER
 from voxelmill.objects.tables import TableWriter, objects_schema, stream, suffix, table_writer, union_schema
 from voxelmill.task import Task
 
@@ -28,7 +30,9 @@ LEAST_SAMPLES = 3
 EXACT = 8
 """Up to so many samples in the smaller of two groups, p is exact if all means differ; else it is asymptotic."""
 
-OF = "sample means of length"
+CHARTS = {DIAMETER: "sizes_by_group"}
+"""Name of the chart where not lengths are compared."""
+
 NAMED = 10
 
 
@@ -54,7 +58,7 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of one sample the lengths of its measured objects (n,), and the mean volume of those objects."""
+    """Of one sample the lengths, or diameters, of its measured objects (n,), and the mean volume of those objects."""
 
     sample: Arrived
     values: np.ndarray
@@ -62,7 +66,9 @@ class Lengths:
 
 
 def compare_samples(samples: Path, tables: Path, length: str, skip: bool, out: Path, record: Task) -> dict[str, Any]:
-    """Write ``objects.csv``, ``objects.parquet``, ``cohort.json`` and, for samples in groups, ``lengths_by_group``.
+    """Write ``objects.csv``, ``objects.parquet``, ``cohort.json`` and, for samples in groups, a chart.
+
+    The chart is ``lengths_by_group``, or where equivalent diameters are compared ``sizes_by_group``, as PNG and SVG.
 
     Parameters
     ----------
@@ -71,7 +77,7 @@ def compare_samples(samples: Path, tables: Path, length: str, skip: bool, out: P
     tables : Path
         Folder of ``<sample>.objects.parquet`` and ``<sample>.objects.json``.
     length : str
-        ``longest_path`` or ``longest_branch``.
+        ``longest_path`` or ``longest_branch``. Where a sample has no lengths, equivalent diameters are compared.
     skip : bool
         Whether a sample may be absent; it is then named.
     out : Path
@@ -102,13 +108,14 @@ def compare_samples(samples: Path, tables: Path, length: str, skip: bool, out: P
             expected="a table of objects for every sample of samples.json",
             remedy="run again with -resume",
         )
-    lengths = write_all(arrived, length, out)
+    compared = quantity_of(arrived, length)
+    lengths = write_all(arrived, compared, out)
     units = {sample.summary["unit"] for sample in arrived}
     unit = "pixel" if units == {"pixel"} else "um"
-    cohort = compare(lengths, unit, length, missing)
+    cohort = compare(lengths, unit, compared, missing)
     grouped = [group for group in pooled(groups_of(lengths, unit)) if group.means.size]
     if grouped:
-        for path in save_chart(group_chart(grouped, unit, length), out / "lengths_by_group"):
+        for path in save_chart(group_chart(grouped, unit, compared), out / CHARTS.get(compared, "lengths_by_group")):
             record.output(path)
     write_json(out / "cohort.json", cohort)
     for name in ("objects.csv", "objects.parquet", "cohort.json"):
@@ -117,6 +124,14 @@ def compare_samples(samples: Path, tables: Path, length: str, skip: bool, out: P
     if missing:
         record.warn(f"without the samples that did not arrive: {named(missing)}")
     return cohort
+
+
+def quantity_of(samples: Sequence[Arrived], length: str) -> str:
+    """What is compared: the length, or the equivalent diameter where a sample has no lengths."""
+    named_lengths = all(
+        f"{length}_{suffix(sample.summary['unit'])}" in pq.read_schema(sample.table).names for sample in samples
+    )
+    return length if named_lengths else DIAMETER
 
 
 # One table
@@ -176,6 +191,7 @@ def compare(lengths: Sequence[Lengths], unit: str, length: str, missing: Sequenc
     unit : str
         ``um`` or ``pixel``.
     length : str
+        What is compared; see `quantity_of`.
     missing : sequence of str
         Samples that did not arrive.
     """
@@ -186,7 +202,7 @@ def compare(lengths: Sequence[Lengths], unit: str, length: str, missing: Sequenc
         "unit": unit,
         "groups": [_group_row(group, members[group.name]) for group in groups],
         "samples": [_sample_row(one, one.sample.summary["unit"] == unit) for one in lengths],
-        "test": group_test(groups),
+        "test": group_test(groups, length),
         "note": " ".join(notes(lengths, unit, missing)),
         "missing": list(missing),
     }
@@ -214,8 +230,8 @@ def pooled(groups: Mapping[str, Sequence[Lengths]]) -> list[GroupLengths]:
     ]
 
 
-def group_test(groups: Sequence[GroupLengths]) -> dict[str, Any] | None:
-    """Test whether groups differ in the mean lengths of their samples.
+def group_test(groups: Sequence[GroupLengths], length: str = "longest_path") -> dict[str, Any] | None:
+    """Test whether groups differ in the mean lengths, or diameters, of their samples.
 
     Two groups: Mann-Whitney U, two-sided, of the first group; more: Kruskal-Wallis H. The effect is Cliff's delta of
     the objects of each other group against the first; it describes, and takes no part in the test.
@@ -233,11 +249,12 @@ def group_test(groups: Sequence[GroupLengths]) -> dict[str, Any] | None:
     groups = [group for group in groups if group.means.size]
     if len(groups) < 2:
         return None
+    what, more = ("equivalent diameter", "larger") if length == DIAMETER else ("length", "longer")
     means = [group.means for group in groups]
     smallest = min(map(len, means))
     test: dict[str, Any] = {
         "name": "Mann–Whitney U" if len(groups) == 2 else "Kruskal–Wallis H",
-        "of": OF,
+        "of": f"sample means of {what}",
         "statistic": None,
         "p": None,
         "effect": {
@@ -247,11 +264,13 @@ def group_test(groups: Sequence[GroupLengths]) -> dict[str, Any] | None:
             for other in groups[1:]
         },
     }
-    effect = "Cliff's delta is +1 where every object of the one group is longer than every object of the other, and 0 "
-    effect += "where neither tends to be longer; it only describes, as objects of one sample are not independent."
+    effect = (
+        f"Cliff's delta is +1 where every object of the one group is {more} than every object of the other, and 0 "
+        f"where neither tends to be {more}; it only describes, as objects of one sample are not independent."
+    )
     if smallest < LEAST_SAMPLES:
         few = [f"{group.name} ({group.means.size})" for group in groups if group.means.size < LEAST_SAMPLES]
-        note = f"No p value: a test needs {LEAST_SAMPLES} samples with lengths in every group; too few: {named(few)}."
+        note = f"No p value: a test needs {LEAST_SAMPLES} samples with {what}s in every group; too few: {named(few)}."
     elif np.ptp(np.concatenate(means)) == 0:
         note = "No p value: all sample means are equal."
     else:
@@ -333,8 +352,8 @@ def _sample_row(one: Lengths, compared: bool) -> dict[str, Any]:
         "group": one.sample.group,
         "objects": _objects(one.sample),
         "measured": int(one.sample.summary["measured"]),
-        "length_mean": _number(np.mean, one.values) if compared else None,
-        "length_median": _number(np.median, one.values) if compared else None,
+        "mean": _number(np.mean, one.values) if compared else None,
+        "median": _number(np.median, one.values) if compared else None,
         "volume_mean": one.volume_mean if compared else None,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,70 +11,121 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from voxelmill.grid import LabelGrid
+from voxelmill.objects.columns import MEASURES, SKELETON, Column, columns_of, plane_axis
 from voxelmill.objects.tables import stream, suffix
 
 BINS = 50
 """Most bins of a histogram."""
+
+POWERS = ("", "", "²", "³")
+DIAMETER = "equivalent_diameter"
+LABELS = {
+    "volume": "Volume",
+    "mean_thickness": "Mean thickness",
+    "tortuosity": "Tortuosity",
+    "branches": "Branches",
+    DIAMETER: "Equivalent diameter",
+    "surface": "Surface",
+    "perimeter": "Perimeter",
+    "sphericity": "Sphericity",
+    "circularity": "Circularity",
+    "axis_1": "First axis",
+    "axis_2": "Second axis",
+    "axis_3": "Third axis",
+    "elongation": "Elongation",
+    "flatness": "Flatness",
+    "neighbours": "Neighbours",
+    "contact_area": "Contact area",
+    "contact_length": "Contact length",
+}
+"""Columns that are summed up beside the length, in their order, and what they are called."""
 
 PERCENTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Columns of a sample's measured objects, in the order of their ids; lengths in micrometres, or voxels.
+    """What is held of a sample's measured objects, in the order of their ids; lengths in micrometres, or voxels.
 
-    A length, thickness or tortuosity that an object lacks is NaN.
+    Attributes
+    ----------
+    id, voxels : (n,) int64
+    length : (n,) float64
+        NaN where an object has none.
+    branches : (n,) int32
+        0 where no skeletons were measured.
+    diameter : (n,) float64
+        Of the ball, or disc, of equal volume; NaN where no shapes were measured.
     """
 
     id: np.ndarray
     voxels: np.ndarray
-    volume: np.ndarray
     length: np.ndarray
-    mean_thickness: np.ndarray
-    tortuosity: np.ndarray
     branches: np.ndarray
-    skeleton_empty: np.ndarray
-    length_resolution: np.ndarray
-
-
-def columns(length: str, unit: str) -> dict[str, str]:
-    """Attribute of `Measured` -> column of the objects' table."""
-    end = suffix(unit)
-    return {
-        "id": "id",
-        "voxels": "voxels",
-        "volume": f"volume_{end}3",
-        "length": f"{length}_{end}",
-        "mean_thickness": f"mean_thickness_{end}",
-        "tortuosity": "tortuosity",
-        "branches": "branches",
-        "skeleton_empty": "skeleton_empty",
-        "length_resolution": "length_resolution",
-    }
+    diameter: np.ndarray
 
 
 def read_measured(objects: Path, length: str, unit: str) -> Measured:
     """The measured objects of ``<sample>.objects.parquet``."""
-    names = columns(length, unit)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for table in stream([objects], [*names.values(), "measured"]):
-        rows = table.filter(table["measured"])
-        for name, column in names.items():
-            values = rows[column]
-            found[name].append(
-                (pc.fill_null(values, np.nan) if pa.types.is_floating(values.type) else values).to_numpy()
-            )
-    return Measured(**{name: np.concatenate(found.pop(name) or [np.empty(0, np.int64)]) for name in names})
+    end = suffix(unit)
+    found = [
+        read_column(objects, name) for name in ("id", "voxels", f"{length}_{end}", "branches", f"{DIAMETER}_{end}")
+    ]
+    numbers, voxels, lengths, branches, diameters = found
+    assert numbers is not None and voxels is not None
+    none = np.full(numbers.size, np.nan)
+    return Measured(
+        numbers,
+        voxels,
+        none if lengths is None else lengths,
+        np.zeros(numbers.size, np.int32) if branches is None else branches,
+        none if diameters is None else diameters,
+    )
+
+
+def read_column(objects: Path, name: str) -> np.ndarray | None:
+    """A column of the measured objects of ``<sample>.objects.parquet``, null as NaN; None where there is none."""
+    if name not in pq.read_schema(objects).names:
+        return None
+    found = []
+    for table in stream([objects], [name, "measured"]):
+        values = table.filter(table["measured"])[name]
+        found.append((pc.fill_null(values, np.nan) if pa.types.is_floating(values.type) else values).to_numpy())
+    return np.concatenate(found or [np.empty(0, np.int64)])
+
+
+def size_of(diameters: np.ndarray, power: int) -> dict[str, float] | None:
+    """D10, D50 and D90: the diameters below which 10, 50 and 90 % of the volume lie, an object lying at its diameter.
+
+    Parameters
+    ----------
+    diameters : (n,) float64
+        Of balls, or discs, of equal volume; those that are NaN do not count.
+    power : int
+        3 for volumes, 2 for the areas of an image of one plane.
+    """
+    ordered = np.sort(diameters[np.isfinite(diameters)])
+    if not ordered.size:
+        return None
+    share = np.cumsum((ordered / ordered[-1]) ** power)
+    places = np.searchsorted(share, np.array([0.1, 0.5, 0.9]) * share[-1])
+    return dict(zip(("d10", "d50", "d90"), ordered[places].tolist(), strict=True))
 
 
 def summarise(
-    grid: LabelGrid, linked: Mapping[str, Any], objects: Path, measured: Measured, length: str
+    grid: LabelGrid,
+    linked: Mapping[str, Any],
+    objects: Path,
+    measured: Measured,
+    length: str,
+    measures: Sequence[str] = MEASURES,
 ) -> dict[str, Any]:
     """Contents of ``<sample>.objects.json`` without the gallery.
 
-    Quantities are those of the measured objects.
+    Quantities are those of the measured objects. What belongs to measures that were not taken is None, or 0.
 
     Parameters
     ----------
@@ -86,37 +137,44 @@ def summarise(
     measured : Measured
     length : str
         ``longest_path`` or ``longest_branch``.
+    measures : sequence of str
+        What was measured.
     """
+    plane = plane_axis(grid.shape) is not None
     unit = "px" if grid.unit == "pixel" else "µm"
-    names = columns(length, grid.unit)
-    shown = {
-        "length": ("Length", unit),
-        "volume": ("Volume", f"{unit}³"),
-        "mean_thickness": ("Mean thickness", unit),
-        "tortuosity": ("Tortuosity", ""),
-        "branches": ("Branches", ""),
-    }
     quantities = []
-    for name, (label, of) in shown.items():
-        values = getattr(measured, name)
-        values = values[np.isfinite(values)]
+    for label, column in quantities_of(length, measures, plane):
+        name = column.title(suffix(grid.unit))
+        values = read_column(objects, name)
+        values = np.empty(0) if values is None else values[np.isfinite(values)]
         if values.size:
-            quantities.append({"name": names[name], "label": label, "unit": of, **describe(values)})
+            of = f"{unit}{POWERS[column.power]}" if column.power else ""
+            quantities.append({"name": name, "label": label, "unit": of, **describe(values)})
+    empty, resolution = (read_column(objects, name) for name in ("skeleton_empty", "length_resolution"))
     summary = {
         "sample": grid.sample,
         "unit": grid.unit,
-        "length": length,
+        "measures": list(measures),
+        "length": length if SKELETON in measures else None,
         "objects": linked["objects"],
         "measured": int(measured.id.size),
         "components": linked["components"],
         "dropped": linked["dropped"],
         "dropped_voxels": linked["dropped_voxels"],
-        "skeleton_empty": int(np.count_nonzero(measured.skeleton_empty)),
-        "reduced_resolution": int(np.count_nonzero(measured.length_resolution > 1)),
+        "skeleton_empty": 0 if empty is None else int(np.count_nonzero(empty)),
+        "reduced_resolution": 0 if resolution is None else int(np.count_nonzero(resolution > 1)),
         "classes": count_classes(grid, objects),
+        "sizes": size_of(measured.diameter, 2 if plane else 3),
         "quantities": quantities,
     }
     return summary | {"warnings": warnings(summary)}
+
+
+def quantities_of(length: str, measures: Sequence[str], plane: bool) -> list[tuple[str, Column]]:
+    """Labels and columns of the quantities that are summed up, in their order."""
+    columns = {column.name: column for column in (Column("volume", pa.float64(), 3), *columns_of(measures, plane))}
+    labels = {length: "Length", **LABELS}
+    return [(label, columns[name]) for name, label in labels.items() if name in columns]
 
 
 def describe(values: np.ndarray) -> dict[str, Any]:
@@ -135,7 +193,7 @@ def describe(values: np.ndarray) -> dict[str, Any]:
         room = 0.05 * abs(low) or 0.5
         edges = np.array([low - room, high + room])
     else:
-        edges = np.linspace(low, high, 1 + int(np.clip(_bins(values), 1, BINS)))
+        edges = np.linspace(low, high, 1 + int(np.clip(bins(values), 1, BINS)))
     counts, _ = np.histogram(values, edges)
     percentiles = np.percentile(values, list(PERCENTILES.values())).tolist()
     return {
@@ -148,7 +206,7 @@ def describe(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _bins(values: np.ndarray) -> float:
+def bins(values: np.ndarray) -> float:
     """NumPy's rule ``auto``, as a number: its edges need not fit into memory where one value lies far off."""
     n, spread = values.size, float(np.subtract(*np.percentile(values, (75, 25))))
     sturges = np.log2(n) + 1

@@ -26,6 +26,7 @@ from voxelmill import __version__
 from voxelmill.errors import InputMissingError, TemporaryError
 from voxelmill.files import atomic_path
 from voxelmill.grid import LabelGrid
+from voxelmill.objects.columns import MEASURES, Column, columns_of, plane_axis
 
 ROWS = 2**14
 """Rows of a table that are held at once."""
@@ -40,18 +41,6 @@ STATISTICS = ("mean", "min", "max", "sd")
 FORMULA = r"^[=+\-@\t\r]"
 """First characters that make a spreadsheet run a cell."""
 
-SHAPE_FIELDS = (
-    ("longest_path", pa.float64(), "length"),
-    ("longest_branch", pa.float64(), "length"),
-    ("branches", pa.int32(), ""),
-    ("tortuosity", pa.float64(), ""),
-    ("mean_thickness", pa.float64(), "length"),
-    ("skeleton_voxels", pa.int64(), ""),
-    ("skeleton_empty", pa.bool_(), ""),
-    ("length_resolution", pa.int32(), ""),
-)
-"""Columns of ``<sample>.m<task>.measures.parquet`` that go into the table: name, type, whether it is a length."""
-
 
 # Columns
 
@@ -61,7 +50,13 @@ def suffix(unit: str) -> str:
     return "px" if unit == "pixel" else "um"
 
 
-def objects_schema(unit: str, channels: int, metadata: Mapping[str, str] | None = None) -> pa.Schema:
+def objects_schema(
+    unit: str,
+    channels: int,
+    metadata: Mapping[str, str] | None = None,
+    measures: Sequence[str] = MEASURES,
+    plane: bool = False,
+) -> pa.Schema:
     """Columns of ``<sample>.objects.parquet`` in their order, with units.
 
     Parameters
@@ -72,6 +67,10 @@ def objects_schema(unit: str, channels: int, metadata: Mapping[str, str] | None 
         Of the image, in the model's order.
     metadata : mapping, optional
         Of the file, beside Voxelmill's version.
+    measures : sequence of str
+        What was measured.
+    plane : bool
+        Whether the image has a single plane.
     """
     end = suffix(unit)
     fields = [
@@ -84,10 +83,7 @@ def objects_schema(unit: str, channels: int, metadata: Mapping[str, str] | None 
         pa.field("touches_border", pa.bool_()),
         pa.field("measured", pa.bool_()),
         *(_field(f"{name}_c{c}", pa.float64(), "raw values") for name in STATISTICS for c in range(channels)),
-        *(
-            _field(f"{name}_{end}", kind, end) if what == "length" else pa.field(name, kind)
-            for name, kind, what in SHAPE_FIELDS
-        ),
+        *(_measure(column, end) for column in columns_of(measures, plane)),
     ]
     return pa.schema(fields, {"voxelmill": __version__, "unit": unit, **(metadata or {})})
 
@@ -124,6 +120,11 @@ def union_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
                 names.insert(at, field.name)
                 at += 1
     return pa.schema(merged)
+
+
+def _measure(column: Column, end: str) -> pa.Field:
+    unit = column.unit(end)
+    return _field(column.title(end), column.type, unit) if unit else pa.field(column.name, column.type)
 
 
 def _field(name: str, kind: pa.DataType, unit: str) -> pa.Field:
@@ -239,7 +240,9 @@ def _difference(expected: np.ndarray, found: np.ndarray) -> str:
     return "measures of objects are wrong: " + ("; ".join(told) or "they are not in the order of the objects")
 
 
-def join(grid: LabelGrid, linked: pa.Table, measures: pa.Table, schema: pa.Schema) -> pa.Table:
+def join(
+    grid: LabelGrid, linked: pa.Table, measures: pa.Table, schema: pa.Schema, measured_columns: Sequence[Column]
+) -> pa.Table:
     """Rows of the objects' table.
 
     Parameters
@@ -251,22 +254,24 @@ def join(grid: LabelGrid, linked: pa.Table, measures: pa.Table, schema: pa.Schem
         The measures of those of them that are measured, in the same order.
     schema : pa.Schema
         Result of `objects_schema`.
+    measured_columns : sequence of Column
+        Those of the measures.
     """
     end = suffix(grid.unit)
     measured = linked["measured"].to_numpy()
     at = pa.array(np.cumsum(measured) - 1, mask=~measured)
-    shape = measures.take(at)
+    found = measures.take(at)
     columns: dict[str, Any] = {name: linked[name] for name in linked.column_names if name in schema.names}
     names = {value: grid.label_names[str(value)] for value in grid.values}
     columns["class"] = pa.array([names[value] for value in linked["class_value"].to_pylist()], pa.string())
     columns[f"volume_{end}3"] = pc.multiply(linked["voxels"].cast(pa.float64()), voxel_volume(grid))
     for axis, spacing, origin in zip(AXES, grid.spacing, grid.origin, strict=True):
         columns[f"centroid_{axis}_{end}"] = pc.add(pc.multiply(linked[f"centroid_{axis}"], spacing), origin)
-    for name, kind, what in SHAPE_FIELDS:
-        column = shape[name]
-        if pa.types.is_floating(kind):
-            column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, kind))
-        columns[f"{name}_{end}" if what == "length" else name] = column
+    for measure in measured_columns:
+        column = found[measure.name]
+        if pa.types.is_floating(measure.type):
+            column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, measure.type))
+        columns[measure.title(end)] = column
     return pa.table([pa.chunked_array(columns[field.name]).cast(field.type) for field in schema], schema=schema)
 
 
@@ -275,17 +280,22 @@ def voxel_volume(grid: LabelGrid) -> float:
 
 
 def objects_of(
-    grid: LabelGrid, channels: int, linked: Path, measures: Sequence[Path], schema: pa.Schema
+    grid: LabelGrid,
+    channels: int,
+    linked: Path,
+    files: Sequence[Path],
+    schema: pa.Schema,
+    measures: Sequence[str] = MEASURES,
 ) -> Iterator[pa.Table]:
     """Rows of the objects' table in small portions, from files that `ordered_measures` has accepted."""
-    names = ["id", *(name for name, _, _ in SHAPE_FIELDS)]
-    empty = pa.schema([("id", pa.int64()), *((name, kind) for name, kind, _ in SHAPE_FIELDS)])
-    rows = Rows((table.cast(empty) for table in stream(measures, names)), empty)
+    columns = columns_of(measures, plane_axis(grid.shape) is not None)
+    empty = pa.schema([("id", pa.int64()), *((column.name, column.type) for column in columns)])
+    rows = Rows((table.cast(empty) for table in stream(files, empty.names)), empty)
     statistics = [f"{name}_c{c}" for name in STATISTICS for c in range(channels)]
     bounds = [f"{axis}_{bound}" for axis in AXES for bound in ("start", "stop")]
     wanted = ["id", "class_value", "voxels", *bounds, *(f"centroid_{axis}" for axis in AXES)]
     for table in stream([linked], [*wanted, "touches_border", "measured", *statistics]):
-        yield join(grid, table, rows.take(pc.sum(table["measured"], min_count=0).as_py()), schema)
+        yield join(grid, table, rows.take(pc.sum(table["measured"], min_count=0).as_py()), schema, columns)
 
 
 def profiles_of(measures: Sequence[Path], channels: int) -> Iterator[pa.Table]:

@@ -1,6 +1,6 @@
 """TABULATE_OBJECTS: all that is known of a sample's objects as tables, JSON, a chart and pictures.
 
-Tables stream. Of every measured object about 60 bytes are held for percentiles, the chart and the choice of pictures.
+Tables stream. Of every measured object about 60 bytes are held for percentiles, charts and the choice of pictures.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from voxelmill.files import atomic_path, read_json, write_json
 from voxelmill.grid import LabelGrid
 from voxelmill.image import StoredImage, staged_image
-from voxelmill.objects.charts import length_chart, save_chart
+from voxelmill.objects.charts import length_chart, save_chart, size_chart
+from voxelmill.objects.columns import MEASURES, SHAPE, SKELETON, plane_axis
 from voxelmill.objects.gallery import choose, gallery, instance_labels
-from voxelmill.objects.summary import Measured, read_measured, summarise
+from voxelmill.objects.summary import DIAMETER, Measured, read_measured, summarise
 from voxelmill.objects.tables import (
     AXES,
     check_rows,
@@ -38,10 +39,17 @@ from voxelmill.pictures import save_pictures
 from voxelmill.task import Task
 
 UM_PER_M = 1e6
-PUBLISHED = ("objects.csv", "objects.parquet", "profiles.parquet", "axons.json", "lengths.png", "lengths.svg")
+TABLES = ("objects.csv", "objects.parquet")
+PUBLISHED = {
+    SKELETON: ("profiles.parquet", "axons.json", "lengths.png", "lengths.svg"),
+    SHAPE: ("sizes.png", "sizes.svg"),
+}
+"""Files of a sample that are there where this was measured."""
 
 
-def tabulate_batch(samples: Sequence[str], length: str, folder: Path, record: Task) -> None:
+def tabulate_batch(
+    samples: Sequence[str], length: str, folder: Path, record: Task, measures: Sequence[str] = MEASURES
+) -> None:
     """Tables, charts and pictures of every sample of a batch.
 
     Parameters
@@ -54,20 +62,28 @@ def tabulate_batch(samples: Sequence[str], length: str, folder: Path, record: Ta
         Holds ``<sample>.linked.parquet`` and ``.json``, ``<sample>.m<task>.measures.parquet``, ``<sample>.grid.json``,
         ``<sample>.image.json``, ``stores/`` and ``labels/``; gets a folder per sample.
     record : Task
+    measures : sequence of str
+        What was measured: some of `MEASURES`.
     """
     for position, sample in enumerate(samples):
         grid = LabelGrid.load(folder / f"{sample}.grid.json")
         labels = instance_labels(folder, position)
-        summary = tabulate_sample(grid, staged_image(sample, folder), labels, length, folder, folder / sample)
+        summary = tabulate_sample(grid, staged_image(sample, folder), labels, length, folder, folder / sample, measures)
         record.counts[sample] = {name: summary[name] for name in ("objects", "measured", "skeleton_empty")}
-        for ending in PUBLISHED:
+        for ending in (*TABLES, *(ending for name in measures for ending in PUBLISHED[name])):
             record.output(folder / sample / f"{sample}.{ending}")
         for warning in summary["warnings"]:
             record.warn(warning, sample=sample)
 
 
 def tabulate_sample(
-    grid: LabelGrid, image: StoredImage, labels: Path, length: str, folder: Path, out: Path
+    grid: LabelGrid,
+    image: StoredImage,
+    labels: Path,
+    length: str,
+    folder: Path,
+    out: Path,
+    measures: Sequence[str] = MEASURES,
 ) -> dict[str, Any]:
     """Everything about the objects of one sample.
 
@@ -80,6 +96,8 @@ def tabulate_sample(
     length : str
     folder, out : Path
         Where its linked objects and measures lie; what gets the results.
+    measures : sequence of str
+        What was measured.
 
     Returns
     -------
@@ -94,25 +112,31 @@ def tabulate_sample(
     sample, channels = grid.sample, len(image.info.array.channels)
     linked, told = folder / f"{sample}.linked.parquet", read_json(folder / f"{sample}.linked.json")
     check_rows(sample, linked, told["objects"])
-    measures = ordered_measures(sample, linked, measure_files(folder, sample))
+    files = ordered_measures(sample, linked, measure_files(folder, sample))
+    plane = plane_axis(grid.shape) is not None
 
     objects = out / f"{sample}.objects.parquet"
-    schema = objects_schema(grid.unit, channels, {"sample": sample})
+    schema = objects_schema(grid.unit, channels, {"sample": sample}, measures, plane)
     with table_writer(schema, objects, out / f"{sample}.objects.csv") as writer:
-        for table in objects_of(grid, channels, linked, measures, schema):
+        for table in objects_of(grid, channels, linked, files, schema, measures):
             writer.write(table)
     measured = read_measured(objects, length, grid.unit)
     chosen = {key: int(measured.id[at]) for key, at in choose(measured.voxels, measured.branches).items()}
-    paths = write_profiles(grid, image.info.dtype, channels, measures, measured, out, set(chosen.values()))
-
-    lengths = measured.length[np.isfinite(measured.length)]
-    save_chart(length_chart(sample, grid.spacing, grid.unit, lengths, length), out / f"{sample}.lengths")
+    paths = dict.fromkeys(chosen.values(), np.empty((0, len(AXES)), np.int64))
+    if SKELETON in measures:
+        paths |= write_profiles(grid, image.info.dtype, channels, files, measured, out, set(chosen.values()))
+        lengths = measured.length[np.isfinite(measured.length)]
+        save_chart(length_chart(sample, grid.spacing, grid.unit, lengths, length), out / f"{sample}.lengths")
+    summary = summarise(grid, told, objects, measured, length, measures)
+    if SHAPE in measures:
+        diameters = measured.diameter[np.isfinite(measured.diameter)]
+        figure = size_chart(sample, grid.spacing, grid.unit, diameters, 2 if plane else 3, summary["sizes"])
+        save_chart(figure, out / f"{sample}.sizes")
     rows = rows_of(objects, chosen.values())
     save_pictures(
         out / f"{sample}.gallery.npz",
         gallery({key: (n, _box(rows[n]), paths[n]) for key, n in chosen.items()}, grid, image, labels),
     )
-    summary = summarise(grid, told, objects, measured, length)
     summary["gallery"] = [gallery_entry(key, rows[n], length, grid.unit) for key, n in chosen.items()]
     write_json(out / f"{sample}.objects.json", summary)
     return summary
@@ -203,8 +227,9 @@ def gallery_entry(key: str, row: Mapping[str, Any], length: str, unit: str) -> d
         "class": row["class"],
         "voxels": row["voxels"],
         "volume": row[f"volume_{end}3"],
-        "length": row[f"{length}_{end}"],
-        "branches": row["branches"],
+        "length": row.get(f"{length}_{end}"),
+        "branches": row.get("branches"),
+        "diameter": row.get(f"{DIAMETER}_{end}"),
     }
 
 

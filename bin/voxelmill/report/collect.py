@@ -50,8 +50,8 @@ class Sample:
     object_count : int or None
         Instances in the label store; None where none were made.
     objects : ObjectTable or None
-    gallery, length_chart : Path or None
-        Pictures of a few objects, and the chart of their length (SVG).
+    gallery, length_chart, size_chart : Path or None
+        Pictures of a few objects, and the charts of their length and their size (SVG).
     seams : tuple of Seam or None
         One per axis that was cut; None where nothing is known.
     warnings : tuple of str
@@ -72,6 +72,7 @@ class Sample:
     objects: ObjectTable | None = None
     gallery: Path | None = None
     length_chart: Path | None = None
+    size_chart: Path | None = None
     seams: tuple[Seam, ...] | None = None
     warnings: tuple[str, ...] = ()
     failure: str | None = None
@@ -179,6 +180,7 @@ class _Staged:
     objects: dict[str, Path] = field(default_factory=dict)
     galleries: dict[str, Path] = field(default_factory=dict)
     length_charts: dict[str, Path] = field(default_factory=dict)
+    size_charts: dict[str, Path] = field(default_factory=dict)
     of_run: dict[str, Path] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
 
@@ -191,11 +193,12 @@ class _Staged:
             ".objects.json": self.objects,
             ".gallery.npz": self.galleries,
             ".lengths.svg": self.length_charts,
+            ".sizes.svg": self.size_charts,
         }
 
 
 COMPARISON = "compare_samples"
-COHORT, GROUP_CHART = "cohort.json", "lengths_by_group.svg"
+COHORT, GROUP_CHARTS = "cohort.json", ("lengths_by_group.svg", "sizes_by_group.svg")
 
 
 def collect_run(
@@ -216,8 +219,9 @@ def collect_run(
         Folder of the packed model; None where all labels were given.
     staged : iterable of Path
         Files, or folders of files, told apart by their names: ``<sample>.image.json``, ``.labels.json``,
-        ``.projections.npz``, ``.label_pictures.npz``, ``.objects.json``, ``.gallery.npz``, ``.lengths.svg``;
-        ``cohort.json`` and ``lengths_by_group.svg`` of the run; any other JSON file with a process is a task's record.
+        ``.projections.npz``, ``.label_pictures.npz``, ``.objects.json``, ``.gallery.npz``, ``.lengths.svg``,
+        ``.sizes.svg``; ``cohort.json`` and a chart of the groups of the run; any other JSON file with a process is a
+        task's record.
     others : sequence of Path
         Packages of the models that were averaged with the first.
 
@@ -278,7 +282,7 @@ def collect_run(
         model=_model(package) if package else None,
         params=run["params"],
         cohort=cohort(read_json(files.of_run[COHORT])) if COHORT in files.of_run else None,
-        group_chart=files.of_run.get(GROUP_CHART),
+        group_chart=next((files.of_run[name] for name in GROUP_CHARTS if name in files.of_run), None),
         disk=disk_bytes(files.records),
         records=tuple(files.records),
         others=tuple(_model(other) for other in others),
@@ -292,7 +296,7 @@ def _sort(staged: Iterable[Path]) -> _Staged:
         ending = next((ending for ending in endings if file.name.endswith(ending)), None)
         if ending is not None:
             endings[ending][file.name.removesuffix(ending)] = file
-        elif file.name in (COHORT, GROUP_CHART):
+        elif file.name in (COHORT, *GROUP_CHARTS):
             found.of_run[file.name] = file
         elif file.suffix == ".json":
             value = read_json(file)
@@ -352,6 +356,7 @@ def _sample(
         objects=object_table(table) if table else None,
         gallery=files.galleries.get(name),
         length_chart=files.length_charts.get(name),
+        size_chart=files.size_charts.get(name),
         seams=seams(labels["seams"]) if labels.get("seams") is not None else None,
         warnings=_unique(warnings),
         failure=failure,

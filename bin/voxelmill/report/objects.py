@@ -14,6 +14,7 @@ UNITS = {"um": "µm", "pixel": "px"}
 DROPPED = {
     "below_min_voxels": "with fewer voxels than asked for",
     "below_min_volume": "with a smaller volume than asked for",
+    "below_mean_fraction": "smaller than the asked share of the mean volume",
     "touches_border": "at the border of the image",
 }
 """Why an object was left out; keys of ``dropped``."""
@@ -66,7 +67,8 @@ class ObjectClass:
 
 @dataclass(frozen=True)
 class Specimen:
-    """An object of the gallery; ``volume`` and ``length`` in the sample's unit, None where it was not measured."""
+    """An object of the gallery; ``volume``, ``length`` and ``diameter`` (of the ball or disc of equal size) in the
+    sample's unit, None where it was not measured."""
 
     key: str
     id: int
@@ -75,6 +77,7 @@ class Specimen:
     volume: float | None
     length: float | None
     branches: int | None
+    diameter: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ class ObjectTable:
     ----------
     unit : str
         ``µm`` or ``px``.
-    length : str
-        What is called length: ``longest_path`` or ``longest_branch``.
+    length : str or None
+        What is called length: ``longest_path`` or ``longest_branch``; None where no skeletons were measured.
     components : int
         Connected parts before any was dropped.
     objects, measured : int
@@ -98,10 +101,13 @@ class ObjectTable:
     classes : tuple of ObjectClass
     quantities : tuple of Quantity
     gallery : tuple of Specimen
+    sizes : mapping or None
+        ``d10``, ``d50`` and ``d90``: diameters below which that percentage of the volume lies. None where no shapes
+        were measured.
     """
 
     unit: str
-    length: str
+    length: str | None
     components: int
     objects: int
     measured: int
@@ -112,6 +118,7 @@ class ObjectTable:
     classes: tuple[ObjectClass, ...]
     quantities: tuple[Quantity, ...]
     gallery: tuple[Specimen, ...]
+    sizes: Mapping[str, float] | None = None
 
     @property
     def unmeasured(self) -> int:
@@ -120,7 +127,19 @@ class ObjectTable:
 
     @property
     def measured_length(self) -> Quantity | None:
-        return next((quantity for quantity in self.quantities if quantity.label == "Length"), None)
+        return self.quantity("Length")
+
+    @property
+    def diameter(self) -> Quantity | None:
+        return self.quantity("Equivalent diameter")
+
+    @property
+    def plane(self) -> bool:
+        """Whether shapes are those of an image of one plane."""
+        return self.quantity("Perimeter") is not None
+
+    def quantity(self, label: str) -> Quantity | None:
+        return next((quantity for quantity in self.quantities if quantity.label == label), None)
 
     def of_class(self, value: int) -> ObjectClass | None:
         return next((row for row in self.classes if row.value == value), None)
@@ -154,7 +173,7 @@ class Seam:
 
 @dataclass(frozen=True)
 class Group:
-    """Samples of one group, and the mean, SD and median of length of their objects."""
+    """Samples of one group, and the mean, SD and median of what is compared, over their objects."""
 
     name: str
     samples: tuple[str, ...]
@@ -167,14 +186,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Compared:
-    """One sample beside the others."""
+    """One sample beside the others: mean and median of what is compared, and the mean volume."""
 
     id: str
     group: str | None
     objects: int
     measured: int
-    length_mean: float | None
-    length_median: float | None
+    mean: float | None
+    median: float | None
     volume_mean: float | None
 
 
@@ -192,7 +211,8 @@ class SignificanceTest:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Contents of ``cohort.json``; ``unit`` is ``µm`` or ``px``."""
+    """Contents of ``cohort.json``; ``unit`` is ``µm`` or ``px``, ``length`` what is compared: a length, or
+    ``equivalent_diameter``."""
 
     length: str
     unit: str

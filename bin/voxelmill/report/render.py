@@ -40,7 +40,7 @@ SAMPLES_PER_FILE = 20
 CLASSES_IN_SUMMARY = 3
 SAMPLES_PER_WARNING = 5
 
-FILES = ("objects.csv", "axons.json", "lengths.png")
+FILES = ("objects.csv", "axons.json", "lengths.png", "sizes.png")
 """Published tables and charts that a sample's section links to."""
 
 FILTERS = (
@@ -54,8 +54,8 @@ class Shown:
     """A sample as the pages show it.
 
     ``page`` is the address of its section: an anchor, or a page of its own. ``total`` is the sum of its voxels.
-    ``gallery`` are a few of its objects with their pictures, ``chart`` is that of their length, ``files`` are names and
-    addresses of its tables.
+    ``gallery`` are a few of its objects with their pictures, ``chart`` and ``size_chart`` those of their length and
+    size, ``files`` are names and addresses of its tables.
     """
 
     sample: Sample
@@ -66,6 +66,7 @@ class Shown:
     total: int
     gallery: tuple[tuple[Specimen, Figure], ...] = ()
     chart: str | None = None
+    size_chart: str | None = None
     files: tuple[tuple[str, str], ...] = ()
 
 
@@ -122,13 +123,14 @@ def _show(
     if thumbnails * 6000 <= LARGEST_TEXT:
         small = thumbnail(image.shape, image.spacing, pictures, labels, colours)
     gallery = _gallery(sample, colours)
-    chart = svg_address(sample.length_chart) if sample.length_chart else None
-    spent = sum(len(figure.grey) + len(figure.outlines or "") for _, figure in gallery) + len(chart or "")
+    chart, sizes = (svg_address(path) if path else None for path in (sample.length_chart, sample.size_chart))
+    spent = sum(len(figure.grey) + len(figure.outlines or "") for _, figure in gallery)
+    spent += len(chart or "") + len(sizes or "")
     if spent > budget / 2:
-        gallery, chart, spent = (), None, 0
+        gallery, chart, sizes, spent = (), None, None, 0
     channels = _channels(run, sample)
     views = sample_views(image.shape, image.spacing, image.unit, pictures, labels, channels, colours, budget - spent)
-    return Shown(sample, anchor, where, small, views, total, gallery, chart, _files(run, sample, alone))
+    return Shown(sample, anchor, where, small, views, total, gallery, chart, sizes, _files(run, sample, alone))
 
 
 def _gallery(sample: Sample, colours: Mapping[int, int]) -> tuple[tuple[Specimen, Figure], ...]:
@@ -136,7 +138,7 @@ def _gallery(sample: Sample, colours: Mapping[int, int]) -> tuple[tuple[Specimen
         return ()
     arrays = _arrays(sample.gallery)
     values = {row.name: row.value for row in sample.objects.classes}
-    line = words.LENGTH_NAMES.get(sample.objects.length, "path")
+    line = words.LENGTH_NAMES.get(sample.objects.length or "", "path")
     figures = []
     for shown in sample.objects.gallery:
         grey, mask, path, extent = (arrays.get(f"{shown.key}_{layer}") for layer in ("grey", "mask", "path", "extent"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from voxelmill import __version__
 from voxelmill.report.arrival import POSTPROCESSING
@@ -25,6 +25,10 @@ LENGTHS = {
 """Definition of what is called length."""
 
 LENGTH_NAMES = {"longest_path": "longest path", "longest_branch": "longest branch"}
+COMPARED = {"equivalent_diameter": "diameter"}
+"""What is compared where it is not length, in one word."""
+
+SURFACE = "Lewiner et al., Journal of Graphics Tools 8, 1–15 (2003)"
 BORDER = {
     "measure": "were kept and measured as far as they lie inside",
     "keep": "were kept but not measured",
@@ -66,24 +70,62 @@ def _object_sentences(tables: Sequence[ObjectTable]) -> Iterable[str]:
     empty = sum(table.skeleton_empty for table in tables)
     if empty:
         yield f"{plural(empty, 'object')} {'has' if empty == 1 else 'have'} no skeleton, and so no length."
-    lengths = [table.measured_length for table in tables]
-    medians = [row.median for row in lengths if row is not None and row.median is not None]
-    units = {row.unit for row in lengths if row is not None}
+    yield from _median("length", [table.measured_length for table in tables])
+    yield from _median("equivalent diameter", [table.diameter for table in tables])
+
+
+def _median(name: str, rows: Sequence[Quantity | None]) -> Iterable[str]:
+    """Range of the medians of the samples, where they have one unit."""
+    medians = [row.median for row in rows if row is not None and row.median is not None]
+    units = {row.unit for row in rows if row is not None}
     if medians and len(units) == 1:
         (unit,) = units
         low, high = quantity(min(medians), unit), quantity(max(medians), unit)
-        yield f"Median length {low}." if low == high else f"Median length of a sample {low} to {high}."
+        yield f"Median {name} {low}." if low == high else f"Median {name} of a sample {low} to {high}."
 
 
-def length_alternative(row: Quantity | None, length: str) -> str:
+def length_alternative(row: Quantity | None, length: str | None) -> str:
     """What the chart of a sample's lengths shows, for those who do not see it."""
     if row is None:
         return "Chart of length: no object was measured"
     return (
-        f"Chart of the {LENGTH_NAMES.get(length, 'length')} of {plural(row.n, 'object')}: mean "
+        f"Chart of the {LENGTH_NAMES.get(length or '', 'length')} of {plural(row.n, 'object')}: mean "
         f"{quantity(row.mean, row.unit)}, standard deviation {quantity(row.sd, row.unit)}, median "
         f"{quantity(row.median, row.unit)}, 90 % between {quantity(row.p5, row.unit)} and {quantity(row.p95, row.unit)}"
     )
+
+
+def size_alternative(table: ObjectTable) -> str:
+    """What the chart of a sample's sizes shows."""
+    row = table.diameter
+    if row is None or table.sizes is None:
+        return "Chart of size: no object was measured"
+    what = "area" if table.plane else "volume"
+    return (
+        f"Chart of the equivalent diameter of {plural(row.n, 'object')}, and of their share of the {what}: "
+        f"{_sizes(row, table.sizes)}"
+    )
+
+
+def size_sentence(table: ObjectTable) -> str:
+    """D10, D50 and D90 below the chart of the sizes; empty where there are none."""
+    row = table.diameter
+    if row is None or table.sizes is None:
+        return ""
+    what = "area" if table.plane else "volume"
+    return (
+        f"{_sizes(row, table.sizes)}: 10, 50 and 90 % of the {what} of all measured objects lie in objects up to these "
+        "diameters."
+    )
+
+
+def _sizes(row: Quantity, sizes: Mapping[str, float]) -> str:
+    return listed([f"{name.upper()} {quantity(value, row.unit)}" for name, value in sizes.items()])
+
+
+def compared_name(cohort: Cohort) -> str:
+    """What is compared, in one word: length or diameter."""
+    return COMPARED.get(cohort.length, "length")
 
 
 def group_alternative(cohort: Cohort) -> str:
@@ -93,7 +135,7 @@ def group_alternative(cohort: Cohort) -> str:
         f"{quantity(group.mean, cohort.unit)}, median {quantity(group.median, cohort.unit)}"
         for group in cohort.groups
     ]
-    return f"Chart of length by group. {'; '.join(groups)}"
+    return f"Chart of {compared_name(cohort)} by group. {'; '.join(groups)}"
 
 
 def test_sentence(cohort: Cohort) -> str:
@@ -239,24 +281,54 @@ def _objects(run: Run) -> str:
     smallest = [
         f"fewer than {plural(int(params['min_object_voxels']), 'voxel')}" if params.get("min_object_voxels") else "",
         f"less than {quantity(float(params['min_object_volume']), 'µm³')}" if params.get("min_object_volume") else "",
+        _below_mean(float(params.get("min_object_fraction") or 0)),
     ]
     if any(smallest):
-        sentences.append(f"Objects of {' or '.join(filter(None, smallest))} were left out.")
+        sentences.append(f"Objects of {' or of '.join(filter(None, smallest))} were left out.")
     else:
         sentences.append("No object was left out for its size.")
     border = BORDER.get(str(params.get("border_objects", "measure")), "")
     sentences.append(f"Objects at the border of the image {border}.")
     if tables:
-        sentences.append(f"Each object was thinned to its skeleton ({THINNING}).")
-        sentences.append(f"Length is {LENGTHS.get(tables[0].length, 'as in the tables')}.")
+        lengths = [table.length for table in tables if table.length]
+        if lengths:
+            sentences.append(f"Each object was thinned to its skeleton ({THINNING}).")
+            sentences.append(f"Length is {LENGTHS.get(lengths[0], 'as in the tables')}.")
+        sentences += _shapes(tables)
         coarse = sum(table.reduced_resolution for table in tables)
         if coarse:
             sentences.append(
-                f"{plural(coarse, 'large object')} {'was' if coarse == 1 else 'were'} measured on a coarser grid."
+                f"{plural(coarse, 'large object')} {'was' if coarse == 1 else 'were'} thinned on a coarser grid."
             )
         if run.cohort and run.cohort.test and run.cohort.test.p is not None:
             sentences.append(f"Groups were compared on their {run.cohort.test.of} ({run.cohort.test.name}).")
     return " ".join(sentences)
+
+
+def _below_mean(fraction: float) -> str:
+    return f"less than {significant(100 * fraction, 3)} % of the mean volume of a sample's objects" if fraction else ""
+
+
+def _shapes(tables: Sequence[ObjectTable]) -> Iterable[str]:
+    """How shapes were measured, where any were."""
+    measured = [table for table in tables if table.diameter is not None]
+    if any(not table.plane for table in measured):
+        yield (
+            f"The surface of an object is that of marching cubes halfway between voxel centres ({SURFACE}), its "
+            "equivalent diameter that of the ball of equal volume, and its sphericity the surface of that ball divided "
+            "by its own."
+        )
+    if any(table.plane for table in measured):
+        yield (
+            "The perimeter of an object in a plane is the length of its contour halfway between pixel centres "
+            "(marching squares), its equivalent diameter that of the disc of equal area, and its circularity 4π area / "
+            "perimeter²."
+        )
+    if measured:
+        yield (
+            "Its axes are those of the ellipsoid with the same second moments; objects are neighbours where their "
+            "voxels share a face."
+        )
 
 
 def _software(run: Run) -> str:
