@@ -40,6 +40,9 @@ THICK, THIN = 4, 2
 SHADE = 110
 """How dark everything beside the case itself is, of 255."""
 
+FEW = 8
+"""Grey values up to which a picture is kept without loss."""
+
 UNITS = {"um": "µm", "pixel": "px"}
 
 MEASURES = {
@@ -374,10 +377,12 @@ def case_figure(title: str, layers: Mapping[str, np.ndarray], one: Scores) -> Fi
     index[outline_mask(large["predicted"], THIN)] = 2
     layer = Image.fromarray(index, mode="P")
     layer.putpalette(bytes(3) + b"".join(bytes.fromhex(c[1:]) for c in (TRUTH, PREDICTION, "#000000")))
+    # JPEG blurs what has a few greys only.
+    plain = len(np.unique(grey)) <= FEW
     return Figure(
         title=title,
         alternative=f"{title}, with the outlines of truth and prediction",
-        grey=address(Image.fromarray(grey), "JPEG", quality=80),
+        grey=address(Image.fromarray(grey), "PNG") if plain else address(Image.fromarray(grey), "JPEG", quality=80),
         outlines=address(layer, "PNG", transparency=bytes((0, 255, 255, SHADE)), bits=2),
         aspect=round(width / height, 6),
         fill=round(100 * min(1.0, width / height), 2),

@@ -31,7 +31,7 @@ OF_PREDICTION = ("false", "merged")
 
 LAYERS = ("grey", "predicted", "truth", "focus", "box")
 
-GREYS = {"background": 24, "apart": 80, "same": 150}
+GREYS = {"background": 24, "apart": 220, "same": 110}
 """Without an image: where both have nothing, where they differ, where both have a label and agree."""
 
 
