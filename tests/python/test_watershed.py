@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,18 +15,19 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 from skimage.segmentation import watershed
 
+from voxelmill.errors import UsageError
 from voxelmill.grid import SEMANTIC, LabelGrid
-from voxelmill.image import Box, slices, whole
+from voxelmill.image import Box, cut_box, slices, whole
 from voxelmill.objects.components import CLASS, FOREGROUND
 from voxelmill.objects.separation.watershed import (
-    ENDLESS,
-    UNDECIDED,
+    SEED_DISTANCE,
     Metric,
     Watershed,
     flood_labels,
     squared_distances,
     watershed_instances,
 )
+from voxelmill.objects.separation.windows import UNDECIDED, separate_box
 
 CUBIC = (1.0, 1.0, 1.0)
 NEIGHBOURS = np.ones((3, 3, 3))
@@ -59,7 +59,7 @@ def expected_squares(mask: np.ndarray, weights: Sequence[int]) -> np.ndarray:
     squares = np.zeros(mask.shape, np.int64)
     inside, outside = np.argwhere(mask), np.argwhere(~mask)
     if not len(outside):
-        return np.full(mask.shape, ENDLESS)
+        return squares
     if len(inside):
         scale = np.sqrt(np.array(weights, float))
         _, nearest = KDTree(outside * scale).query(inside * scale)
@@ -67,9 +67,13 @@ def expected_squares(mask: np.ndarray, weights: Sequence[int]) -> np.ndarray:
     return squares
 
 
-def expected_ranks(squares: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def expected_ranks(mask: np.ndarray, weights: Sequence[int]) -> np.ndarray:
+    """Heights are added up by shifts of the volume with its faces repeated."""
+    padded = np.pad(expected_squares(mask, weights), 1, mode="edge")
+    views = (padded[tuple(slice(d, d + n) for d, n in zip(at, mask.shape, strict=True))] for at in np.ndindex(3, 3, 3))
+    heights = sum(views)
     flat = np.flatnonzero(mask)
-    order = np.lexsort((flat, -squares.ravel()[flat]))
+    order = np.lexsort((flat, -heights.ravel()[flat]))
     rank = np.full(mask.size, mask.size, np.int64)
     rank[flat[order]] = np.arange(len(flat))
     return rank.reshape(mask.shape)
@@ -91,7 +95,7 @@ def expected_ids(labels: np.ndarray, values: Sequence[int], metric: Metric, comp
     ids = np.zeros(labels.shape, np.int64)
     masks = [labels != 0] if components_of == FOREGROUND else [labels == value for value in values]
     for mask in masks:
-        rank = expected_ranks(expected_squares(mask, metric.weights), mask)
+        rank = expected_ranks(mask, metric.weights)
         markers = np.zeros(labels.shape, np.int32)
         table = [0]
         for seed in expected_seeds(rank, mask, metric.reach):
@@ -162,10 +166,6 @@ def windows(draw: st.DrawFn, shape: Sequence[int]) -> Box:
     return tuple(box)
 
 
-def widened(box: Box, halo: int, shape: Sequence[int]) -> Box:
-    return tuple((max(a - halo, 0), min(b + halo, n)) for (a, b), n in zip(box, shape, strict=True))
-
-
 def artificial_faces(box: Box, shape: Sequence[int]) -> np.ndarray:
     """Voxels of a window on those of its faces that are not faces of the sample."""
     faces = np.zeros([b - a for a, b in box], bool)
@@ -208,28 +208,30 @@ def test_windows_equal_the_whole(data: st.DataObject) -> None:
 
 @given(st.data())
 @settings(max_examples=25)
-def test_larger_windows_decide_all(data: st.DataObject) -> None:
+def test_boxes_equal_the_whole(data: st.DataObject) -> None:
+    """From any first halo on, and with windows of any size that are enough in the end."""
     volume = data.draw(volumes())
     expected = volume.expected()
     shape = volume.labels.shape
     found = np.zeros(shape, np.int64)
+    method = replace(volume.method, halo=data.draw(st.integers(1, 8)))
     sides = data.draw(st.tuples(*[st.integers(7, 20)] * 3))
-    for corner in itertools.product(*(range(0, n, side) for n, side in zip(shape, sides, strict=True))):
-        box = tuple((c, min(c + side, n)) for c, side, n in zip(corner, sides, shape, strict=True))
-        halo = data.draw(st.integers(0, 6))
-        left = np.inf
-        while True:
-            window = widened(box, halo, shape)
-            inner = tuple((a - c, b - c) for (a, b), (c, _) in zip(box, window, strict=True))
-            part = volume.method.flood(window)[slices(inner)]
-            now = np.count_nonzero(part == UNDECIDED)
-            assert now <= left
-            if not now:
-                break
-            left = now
-            halo = 2 * halo + 1
-        found[slices(box)] = part
+    for box in cut_box(whole(shape), sides):
+        found[slices(box)] = separate_box(method, box, shape, volume.labels.size * method.bytes_per_voxel)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_memory_that_is_too_small_is_an_error() -> None:
+    """A ball that fills the sample cannot be told from a half of it; where there is room, cuts do not matter."""
+    labels = balls([(20, 20, 20)], 19, (41, 41, 41))
+    volume = Volume(labels, (1,), CUBIC, 5.0, CLASS)
+    method = replace(volume.method, halo=2)
+    everything = method.bytes_per_voxel * labels.size
+    assert np.array_equal(
+        separate_box(method, ((0, 20),) * 3, labels.shape, everything), volume.expected()[:20, :20, :20]
+    )
+    with pytest.raises(UsageError, match="memory_budget"):
+        separate_box(method, ((0, 20),) * 3, labels.shape, everything // 4)
 
 
 def test_a_window_decides_more_than_what_lies_inside() -> None:
@@ -356,21 +358,21 @@ def test_ids_of_a_large_sample_need_64_bits() -> None:
 # Real particles
 
 
-@pytest.mark.parametrize("name", ["nmc_dev", "ellipsoids_dev"])
-def test_like_scikit_image_with_distances_in_floating_point(shared_data: Path, name: str) -> None:
-    """Only plateaus are cut elsewhere than by the order in which scikit-image happens to reach them."""
+@pytest.mark.parametrize(("name", "at_least"), [("nmc_dev", 0.98), ("ellipsoids_dev", 0.85)])
+def test_most_voxels_go_where_distances_alone_lead_them(shared_data: Path, name: str, at_least: float) -> None:
+    """From the same seeds, scikit-image's usual watershed of the distance gives similar objects.
+
+    The smaller the particles, the more of their distances are equal.
+    """
     mask = tifffile.imread(shared_data / "microct" / f"{name}_instances.tif")[:64, :100, :100] != 0
-    distances = ndimage.distance_transform_edt(mask)
     ours = watershed_instances(mask)
-    metric = Metric.of(mask.shape, CUBIC, 6)
+    metric = Metric.of(mask.shape, CUBIC, SEED_DISTANCE)
     markers = np.zeros(mask.shape, np.int32)
-    rank = expected_ranks(expected_squares(mask, metric.weights), mask)
-    for seed in expected_seeds(rank, mask, metric.reach):
+    for seed in expected_seeds(expected_ranks(mask, metric.weights), mask, metric.reach):
         markers[seed] = ours[seed]
-    theirs = watershed(-distances, markers, connectivity=NEIGHBOURS, mask=mask)
+    theirs = watershed(-ndimage.distance_transform_edt(mask), markers, connectivity=NEIGHBOURS, mask=mask)
     share = np.mean(ours[mask] == theirs[mask])
-    print(name, share)
-    assert share > 0.9
+    assert share > at_least
 
 
 def test_particles_are_found(shared_data: Path) -> None:

@@ -1,15 +1,18 @@
 """Objects of one class that touch, cut where they are thinnest: a watershed of the distance to what surrounds them.
 
-The result is that of scikit-image's watershed on the whole volume, for any cut into windows. Voxels are in one total
-order: the larger distance first, then the smaller place in z, y, x order. Distances are whole numbers and no two voxels
-are equal, so that nothing depends on how long a voxel has waited in the queue. Call the bottleneck of a voxel the last
-voxel in the order that it must cross on its best way from a seed. Flooding in the order gives a voxel the label of that
+The height of a voxel is the sum of the squared distances of the 27 voxels around it to the nearest voxel outside their
+class, in whole numbers; single distances would put a seed on every bump of the surface. Voxels are in one total order:
+the greater height first, then the smaller place in z, y, x order. The result is that of scikit-image's watershed of
+this order on the whole volume, for any cut into windows.
+
+No two voxels are equal, so that nothing depends on how long a voxel has waited in the queue. Call the bottleneck of a
+voxel the last voxel in the order that its best way from a seed must cross. Flooding gives a voxel the label of the
 neighbour whose bottleneck comes first, and neighbours with the same bottleneck have the same label; so labels follow
 from best ways alone.
 
 A window knows a part of this. Voxels that it cannot be sure of, because what lies beyond its faces could change their
-distance or make seeds of them, become markers of one label, UNDECIDED. Seen from the window their distance is the true
-one or larger, so that they come too early and never too late in the order, and all ways from beyond lead through them.
+height or make seeds of them, become markers of one label, UNDECIDED. Seen from the window their height is the true one
+or greater, so that they come too early and never too late in the order, and all ways from beyond lead through them.
 What a seed of the window reaches before them all the same, it reaches first in the whole volume.
 
 Sources: F. Meyer, "Topographic distance and watershed lines", Signal Processing 38 (1994) 113-125; scikit-image,
@@ -18,6 +21,7 @@ Sources: F. Meyer, "Topographic distance and watershed lines", Signal Processing
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,18 +34,14 @@ from skimage.segmentation import watershed
 from voxelmill.grid import LabelGrid
 from voxelmill.image import Box, slices, whole
 from voxelmill.objects.components import CLASS, FOREGROUND
+from voxelmill.objects.separation.windows import UNDECIDED, bounding_box, widen
 from voxelmill.objects.thinning import compiled
 
-UNDECIDED = -1
-
-SEED_DISTANCE = 6.0
+SEED_DISTANCE = 5.0
 """Voxels of the finest axis."""
 
 UNIT = 1024
 """Weight of a step along the finest axis, before common factors are taken out: how finely ratios are told apart."""
-
-ENDLESS = 2**62
-"""Distance of voxels where nothing surrounds them."""
 
 Sides = tuple[tuple[bool, bool], ...]
 """For each axis, whether something unknown lies beyond the lower and the upper face."""
@@ -187,9 +187,11 @@ def flood_labels(
     ids = np.zeros(labels.shape, np.int64)
     for value in values if components_of != FOREGROUND else [None]:
         mask = labels != 0 if value is None else labels == value
-        box = surroundings(mask)
-        if box is None:
+        found = bounding_box(mask, whole(mask.shape))
+        if found is None:
             continue
+        # outside of it nothing is nearer to a voxel of the mask than its own rim
+        box = widen(found, 1, mask.shape)
         mask = np.ascontiguousarray(mask[slices(box)])
         numbers, seeds = flood_mask(mask, unknown_sides(box, window, shape), metric)
         classes = labels[slices(box)].ravel()[seeds]
@@ -199,20 +201,6 @@ def flood_labels(
         table[1:-1] = places(seeds, mask.shape, corner, shape) * len(values) + position_of(classes, values) + 1
         np.copyto(ids[slices(box)], table[numbers], where=mask)
     return ids
-
-
-def surroundings(mask: np.ndarray) -> Box | None:
-    """The box of the mask with one voxel more on every side, where there is one; nothing for an empty mask.
-
-    Outside it nothing is nearer to a voxel of the mask than its own rim.
-    """
-    box = []
-    for axis, size in enumerate(mask.shape):
-        found = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        if not len(found):
-            return None
-        box.append((max(int(found[0]) - 1, 0), min(int(found[-1]) + 2, size)))
-    return tuple(box)
 
 
 def unknown_sides(box: Box, window: Box, shape: Sequence[int]) -> Sides:
@@ -252,14 +240,11 @@ def flood_mask(mask: np.ndarray, unknown: Sides, metric: Metric) -> tuple[np.nda
     seeds : (n,) int64
         Flat indices of the seeds, ascending.
     """
-    squares = squared_distances(mask, metric.weights)
-    sure = mask & near(squares, unknown, metric.weights)
-    for axis, sides in enumerate(unknown):
-        for side, face in enumerate((0, -1)):
-            if sides[side]:
-                np.moveaxis(sure, axis, 0)[face] = False
-    rank = ranks(squares, mask)
-    del squares
+    if mask.all() and any(itertools.chain(*unknown)):
+        return np.full(mask.shape, UNDECIDED, np.int32), np.empty(0, np.int64)
+    heights, sure = heights_of(mask, unknown, metric.weights)
+    rank = ranks(heights, mask)
+    del heights
     markers, seeds = find_seeds(rank, sure, metric.reach)
     markers[mask & ~sure] = UNDECIDED
     del sure
@@ -267,17 +252,49 @@ def flood_mask(mask: np.ndarray, unknown: Sides, metric: Metric) -> tuple[np.nda
     return numbers, seeds
 
 
+def heights_of(mask: np.ndarray, unknown: Sides, weights: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the squared distances of the 27 voxels around every voxel, where faces of the sample repeat.
+
+    Parameters
+    ----------
+    mask : (z, y, x) bool
+        Something is outside it, or no side is unknown.
+    unknown : Sides
+    weights : (3,) int
+
+    Returns
+    -------
+    heights : (z, y, x) int64
+    sure : (z, y, x) bool
+        Voxels of the mask whose height is that in the whole sample. That of others may be less; those at unknown sides
+        have the greatest of all, because nothing is known of their neighbours.
+    """
+    heights = squared_distances(mask, weights)
+    doubtful = mask & ~near(heights, unknown, weights)
+    for axis in range(3):
+        ndimage.convolve1d(heights, [1, 1, 1], axis=axis, output=heights, mode="nearest")
+    greatest = heights.max() + 1
+    if any(itertools.chain(*unknown)):
+        doubtful = ndimage.maximum_filter(doubtful, size=3, mode="nearest")
+        for axis, sides in enumerate(unknown):
+            for face, there in zip((0, -1), sides, strict=True):
+                if there:
+                    np.moveaxis(heights, axis, 0)[face] = greatest
+                    np.moveaxis(doubtful, axis, 0)[face] = True
+    return heights, mask & ~doubtful
+
+
 def squared_distances(mask: np.ndarray, weights: Sequence[int]) -> np.ndarray:
-    """Exact squared distance (int64) of every voxel to the nearest one outside the mask; ENDLESS if there is none.
+    """Exact squared distance (int64) of every voxel to the nearest one outside the mask; 0 if there is none.
 
     Distances come from the indices of the nearest voxel, so that they are whole numbers and equal ones are equal.
     """
+    squares = np.zeros(mask.shape, np.int64)
     if mask.all():
-        return np.full(mask.shape, ENDLESS)
+        return squares
     nearest = ndimage.distance_transform_edt(
         mask, sampling=np.sqrt(np.array(weights, float)), return_distances=False, return_indices=True
     )
-    squares = np.zeros(mask.shape, np.int64)
     for axis, weight in enumerate(weights):
         steps = nearest[axis]
         steps -= np.arange(mask.shape[axis], dtype=np.int32).reshape([-1 if i == axis else 1 for i in range(3)])
@@ -299,9 +316,9 @@ def near(squares: np.ndarray, unknown: Sides, weights: Sequence[int]) -> np.ndar
     return found
 
 
-def ranks(squares: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def ranks(heights: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Position of every voxel of the mask in the order, from 0; -1 elsewhere (int32, or int64 for 2**31 and more)."""
-    values = squares[mask]
+    values = heights[mask]
     values = values.max() - values
     # few bits, so that they are sorted by digits
     order = np.argsort(values.astype(np.min_scalar_type(int(values.max()))), kind="stable")
