@@ -37,7 +37,6 @@ DATASET = "Dataset001_BorderCore"
 CONFIGURATION = "3d_fullres"
 TRAINER = "nnUNetTrainer_20epochs"
 EPOCHS = 20
-BATCH = 2
 SEED = 20261
 DISTANCES = (2, 3, 4, 5, 6, 7, 8, 9, 11)
 LABELS = {"background": 0, "core": 1, "border": 2}
@@ -77,7 +76,12 @@ class Recipe:
     thickness : float
         Of the border, in the unit of the spacing.
     patch : tuple of int
+    batch : int
+        Patches per step.
+    steps : int
+        Of an epoch.
     features : tuple of int
+    strides : tuple of tuple of int
         Of each stage.
     """
 
@@ -86,6 +90,8 @@ class Recipe:
     spacing: Spacing
     thickness: float
     patch: tuple[int, int, int]
+    batch: int
+    steps: int
     features: tuple[int, ...]
     strides: tuple[tuple[int, int, int], ...]
 
@@ -102,8 +108,10 @@ RECIPES = {
         volumes=(microct("nmc", 72, 120), microct("ellipsoids", 60, 100)),
         channel="microct",
         spacing=(1.0, 1.0, 1.0),
-        thickness=1.5,
-        patch=(48, 48, 48),
+        thickness=2.5,
+        patch=(40, 40, 40),
+        batch=1,
+        steps=100,
         features=(8, 16, 32),
         strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
     ),
@@ -113,6 +121,8 @@ RECIPES = {
         spacing=(0.2837, 0.1268, 0.1268),
         thickness=0.3,
         patch=(32, 64, 64),
+        batch=2,
+        steps=40,
         features=(8, 16, 32, 32),
         strides=((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)),
     ),
@@ -155,7 +165,7 @@ def plan(preprocessed: Path, recipe: Recipe) -> None:
     plans = json.loads(path.read_text())
     configuration = plans["configurations"][CONFIGURATION]
     stages = len(recipe.features)
-    configuration |= {"patch_size": recipe.patch, "batch_size": BATCH, "spacing": recipe.spacing}
+    configuration |= {"patch_size": recipe.patch, "batch_size": recipe.batch, "spacing": recipe.spacing}
     configuration["architecture"]["arch_kwargs"] |= {
         "n_stages": stages,
         "features_per_stage": recipe.features,
@@ -259,15 +269,15 @@ def train_model(recipe: Recipe, data: Path, out: Path, steps: int, threads: int)
 @click.argument("name", type=click.Choice(sorted(RECIPES)))
 @click.option("--data", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
-@click.option("--steps", default=40, show_default=True, help=f"Steps per epoch; there are {EPOCHS} epochs.")
+@click.option("--steps", type=int, help=f"Steps per epoch, instead of the recipe's; there are {EPOCHS} epochs.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--score-only", is_flag=True, help="Train nothing; score the model in --out.")
-def main(name: str, data: Path, out: Path, steps: int, threads: int, score_only: bool) -> None:
+def main(name: str, data: Path, out: Path, steps: int | None, threads: int, score_only: bool) -> None:
     recipe = RECIPES[name]
     torch.set_num_threads(threads)
     began = time.monotonic()
     if not score_only:
-        train_model(recipe, data, out, steps, threads)
+        train_model(recipe, data, out, steps or recipe.steps, threads)
     seconds = round(time.monotonic() - began)
     print(json.dumps({**score(out, data, recipe), "training seconds": seconds}, indent=2))
 
