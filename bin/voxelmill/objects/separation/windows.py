@@ -183,7 +183,7 @@ def separate_block(method: Method, grid: LabelGrid, block: int, out: Path, limit
     """
     array = create_array(out / "0", grid.shape, grid.dtype, grid.shard, "zyx")
     classes = np.zeros(len(grid.values), np.int64)
-    background = 0
+    total = 0
     for box in grid.shards_of(block):
         try:
             ids = separate_box(method, box, grid.shape, limit)
@@ -191,9 +191,9 @@ def separate_block(method: Method, grid: LabelGrid, block: int, out: Path, limit
             error.sample = error.sample or grid.sample
             raise
         array[slices(box)] = ids.view(np.uint64).astype(grid.dtype, copy=False)
-        found = ids[ids > 0]
-        background += ids.size - found.size
-        classes += np.bincount((found - 1) % len(classes), minlength=len(classes)) if found.size else 0
-    voxels = {0: background} | {value: int(n) for value, n in zip(grid.values, classes, strict=True)}
+        total += ids.size
+        for plane in ids:
+            classes += np.bincount((plane[plane > 0] - 1) % len(classes), minlength=len(classes))
+    voxels = {0: total - int(classes.sum())} | {value: int(n) for value, n in zip(grid.values, classes, strict=True)}
     write_json(out / "counts.json", {str(value): n for value, n in voxels.items() if n})
     return voxels
