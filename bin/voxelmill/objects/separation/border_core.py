@@ -68,6 +68,8 @@ class BorderCore:
 
     def flood(self, window: Box) -> np.ndarray:
         """Ids (int64, z y x) of a box of the sample; `UNDECIDED` where what lies beyond may be nearer."""
+        if all(len(self.markers.table(self.grid.shard_index(shard))) == 1 for shard in shards_in(self.grid, window)):
+            return np.zeros(sides(window), np.int64)
         padded = self._padded(window)
         grow(padded)
         ids = padded[1:-1, 1:-1, 1:-1]

@@ -1,7 +1,9 @@
 """What a core is: the labels of cores and borders, what is counted of a core, and when it is too small to be one.
 
 Source: ``border_core2instance`` of ParticleSeg3D (K. Gotkowski et al. 2024): a core becomes border where at least 95 %
-of its voxels are at most one voxel away from what is not core, and none is three or more.
+of its voxels are at most one voxel away from what is not core, and none is three or more. There what lies outside of a
+region's bounding box counts for nothing, here only what lies outside of the sample: the two differ where core without
+border is at a face of that box.
 """
 
 from __future__ import annotations
