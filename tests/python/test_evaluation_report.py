@@ -551,26 +551,30 @@ def test_large_and_tall_cases_are_thinned_out(tmp_path: Path, monkeypatch: pytes
     """The longer side has 600 + 2 x 150 voxels: every fourth. 300 planes: every third. Any bands give the same."""
     rng = np.random.default_rng(0)
     predicted, truth = (rng.integers(0, 4, (300, 9, 1000)).astype("u2") for _ in range(2))
-    truth[150], predicted[150] = 3, 0
-    cases = [case("missed", 3, [(0, 300), (2, 7), (200, 800)])]
-    sources = [watched(array) for array in (truth, predicted, truth)]
-    found = saved(tmp_path, cases, *sources)
-    assert found["00_box"].tolist() == [[150, 151], [0, 9], [50, 950]]
-    np.testing.assert_array_equal(found["00_truth"], truth[150, ::4, 50:950:4] // 3)
+    truth[151], predicted[151] = 3, 0
+    tall = [case("missed", 3, [(0, 300), (2, 7), (200, 800)])]
+    image, here, there = (watched(array) for array in (truth, predicted, truth))
+    here.chunk = (64, 4, 4)
+    found = saved(tmp_path, tall, image, here, there)
+    assert found["00_box"].tolist() == [[151, 152], [0, 9], [50, 950]]
+    np.testing.assert_array_equal(found["00_truth"], truth[151, ::4, 50:950:4] // 3)
     within = np.zeros((9, 1000), bool)
     within[2:7, 200:800] = True
     np.testing.assert_array_equal(found["00_focus"], within[::4, 50:950:4])
-    image, *labels = sources
-    assert {box[0] for box in image.boxes} == {(150, 151)}
-    for source in labels:
-        assert {box[0] for box in source.boxes} == {(z, z + 1) for z in range(0, 300, 3)}
-        assert {box[2] for box in source.boxes} == {(50, 950)}
-    for voxels in (1, 5000, 20000):
+    # nothing twice: single planes, or the wanted ones of a layer of chunks together
+    assert [box[0] for box in image.boxes] == [(151, 152)]
+    assert [box[0] for box in there.boxes] == [(z, z + 1) for z in range(1, 300, 3)]
+    assert [box[0] for box in here.boxes] == [(1, 62), (64, 128), (130, 191), (193, 254), (256, 299)]
+    assert {box[2] for source in (image, here, there) for box in source.boxes} == {(50, 950)}
+    for voxels in (1, 5000, 200_000):
         monkeypatch.setattr(worst_module, "STEP_VOXELS", voxels)
-        small = saved(tmp_path, [case("missed", 3, [(140, 160), (2, 7), (200, 800)])], *sources)
-        again = saved(tmp_path, cases, *sources)
+        again = saved(tmp_path, tall, image, here, there)
         assert all((again[name] == found[name]).all() for name in found)
-        assert small["00_box"].tolist() == found["00_box"].tolist()
+    # Too large to be read whole: 3 planes, of which each may take a layer.
+    monkeypatch.setattr(worst_module, "MOST_VOXELS", 3 * 64 * 9 * 900)
+    there.boxes.clear()
+    saved(tmp_path, tall, None, here, there)
+    assert {box[0] for box in there.boxes} == {(49, 50), (149, 150), (249, 250)}
 
 
 def test_nothing_is_wrong(tmp_path: Path) -> None:

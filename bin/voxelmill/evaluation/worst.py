@@ -21,10 +21,14 @@ MARGIN, LEAST_MARGIN = 0.25, 8
 """Room around a case on each side: a share of its longer side in the plane, and at least so many voxels."""
 
 PLANES = 128
-"""Planes of a case that are looked at, at most; of a taller one as many as that, evenly spaced."""
+"""Planes of a case that are looked at, at most, evenly spaced."""
 
 STEP_VOXELS = 1 << 24
 """Voxels that are read at a time."""
+
+MOST_VOXELS, LAYER = 1 << 30, 64
+"""Voxels that are read for a case, about; of a larger one so few planes that as much is read even if each of them takes
+a layer of chunks of this depth."""
 
 OF_PREDICTION = ("false", "merged")
 """Cases whose id is one of the prediction; all others are the truth's."""
@@ -53,15 +57,17 @@ class Cut:
         rows, columns = self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
         kept = [len(range(0, n, self.step)) for n in (rows, columns)]
         out = np.empty((len(self.planes), *kept), source.dtype)
-        deep = 1 if self.planes.step > 1 else max(1, STEP_VOXELS // (rows * columns))
-        band = max(1, STEP_VOXELS // columns // self.step) * self.step
-        for first in range(0, len(self.planes), deep):
-            at = self.planes[first : first + deep]
+        # Layer by layer of the file's chunks, so that each is decoded once.
+        layers = np.array(self.planes) // source.chunk[0]
+        for layer in np.unique(layers):
+            first, last = (int(np.searchsorted(layers, layer, side)) for side in ("left", "right"))
+            z = (self.planes[first], self.planes[last - 1] + 1)
+            band = max(1, STEP_VOXELS // ((z[1] - z[0]) * columns) // self.step) * self.step
             for start in range(0, rows, band):
                 y = self.rows[0] + start
-                box: Box = ((at[0], at[-1] + 1), (y, min(y + band, self.rows[1])), self.columns)
-                part = source.read(0, box)[:, :: self.step, :: self.step]
-                out[first : first + len(at), start // self.step :][:, : part.shape[1]] = part
+                part = source.read(0, (z, (y, min(y + band, self.rows[1])), self.columns))
+                part = part[:: self.planes.step, :: self.step, :: self.step]
+                out[first:last, start // self.step :][:, : part.shape[1]] = part
         return out
 
     def inside(self, box: Box) -> tuple[slice, slice]:
@@ -158,7 +164,10 @@ def cut_of(box: Box, shape: Sequence[int]) -> Cut:
     )
     step = -(-max(rows[1] - rows[0], columns[1] - columns[0]) // SIDE)
     (start, stop), _, _ = box
-    return Cut(range(start, stop, -(-(stop - start) // PLANES)), rows, columns, step)
+    area = (rows[1] - rows[0]) * (columns[1] - columns[0])
+    most = PLANES if (stop - start) * area <= MOST_VOXELS else min(PLANES, max(1, MOST_VOXELS // (area * LAYER)))
+    apart = -(-(stop - start) // most)
+    return Cut(range(start + (apart - 1) // 2, stop, apart), rows, columns, step)
 
 
 def labels_of(
