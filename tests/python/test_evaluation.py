@@ -298,7 +298,7 @@ def test_trees_are_dropped_when_they_hold_too_many_points(scratch, monkeypatch):
 def test_surface_points_leave_nothing_behind(tmp_path):
     labels = np.ones((3, 4, 5), np.uint8)
     evaluated(labels, labels, tmp_path / "points")
-    assert not list((tmp_path / "points").iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_cells_of_a_plane_and_of_a_volume():
@@ -434,7 +434,14 @@ def test_labels_that_are_none_are_refused(value, scratch):
     for pair in ((bad, good), (good, bad)):
         with pytest.raises(BadDataError, match=str(value)):
             evaluated(*pair, scratch)
-    assert evaluated(good, bad, scratch, ignore=-1)["ignored_voxels"] == 9 if value < 0 else True
+
+
+def test_only_the_ignore_label_of_the_truth_may_be_negative(scratch):
+    good, bad = np.ones((1, 3, 3), np.uint8), np.full((1, 3, 3), -1, np.int8)
+    assert evaluated(good, bad, scratch, ignore=-1)["ignored_voxels"] == 9
+    for pair in ((good, bad - 1), (bad, good)):
+        with pytest.raises(BadDataError, match="the label -"):
+            evaluated(*pair, scratch, ignore=-1)
 
 
 # Batches
@@ -509,7 +516,7 @@ def run_batch(entry: dict[str, Any], **values: Any) -> dict[str, Any]:
 def test_a_batch_writes_scores_and_the_table_of_objects(staged, pictures):
     scores = run_batch(entry_of("instances", staged))
     predicted, truth = tifffile.imread(staged[1]), tifffile.imread(staged[0])
-    assert sorted(path.name for path in Path("a").iterdir() if path.is_file()) == sorted(scores["files"])
+    assert sorted(path.name for path in Path("a").iterdir()) == sorted(scores["files"])
     assert scores["sample"] == "a" and scores["group"] == "g" and scores["first"] == [0, 0, 0]
     assert scores["source"] == {"predicted": "p.ome.tif", "truth": "t.nii.gz"}
     assert "told before" in scores["warnings"]

@@ -1,7 +1,7 @@
 """How many voxels each pair of a predicted and a true label shares: the table from which all scores of overlap follow.
 
-It is filled box by box. Memory grows with the number of pairs that occur (about 60 bytes each), never with the largest
-label.
+It is filled box by box. Memory grows with the number of pairs that occur (about 150 bytes each), never with the
+largest label.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -123,6 +124,8 @@ class SurfaceFinder:
         for file, path in zip(self._files, self._paths, strict=True):
             file.close()
             path.unlink(missing_ok=True)
+        with suppress(OSError):  # others may use the folder too
+            self._paths[0].parent.rmdir()
 
     def add(self, part: Part) -> None:
         """Keep the surface voxels of a box."""
@@ -246,10 +249,7 @@ class Surface:
         for step in itertools.product((-1, 0, 1), repeat=3):
             near = (cell[0] + step[0], cell[1] + step[1], cell[2] + step[2])
             if near in self._known:
-                at = self._load(near)[0] - start
-                if any(step):
-                    at = at[((at >= 0) & (at < mask.shape)).all(axis=1)]
-                mask[tuple(at.T)] = True
+                _paint(mask, self._load(near)[0], start)
         return _nearest_of_mask(mask, points - start, self._offsets, self._spacing)
 
     def _far(self, points: np.ndarray, cell: Cell) -> np.ndarray:
@@ -364,6 +364,16 @@ def near_offsets(spacing: np.ndarray) -> np.ndarray:
     squares = ((steps * spacing) ** 2).sum(axis=1)
     order = np.argsort(squares, kind="stable")
     return steps[order[squares[order] <= (NEAR * spacing.min()) ** 2 * (1 + 1e-12)]]
+
+
+@compiled
+def _paint(mask: np.ndarray, points: np.ndarray, start: np.ndarray) -> None:
+    """Set the points that lie in a mask which begins at ``start``."""
+    depth, rows, width = mask.shape
+    for i in range(len(points)):
+        z, y, x = points[i, 0] - start[0], points[i, 1] - start[1], points[i, 2] - start[2]
+        if 0 <= z < depth and 0 <= y < rows and 0 <= x < width:
+            mask[z, y, x] = True
 
 
 @compiled
