@@ -53,7 +53,7 @@ def test_numbers_of_objects_are_in_the_tables(folder: Folder) -> None:
         ["Connected parts found", "12", ""], ["Dropped with fewer voxels than asked for", "4", "11"],
         ["Dropped at the border of the image", "3", "1,234"], ["Objects", "5", "777"], ["Measured", "3", ""],
         ["Kept but not measured, at the border", "2", ""], ["Without a skeleton", "1", ""],
-        ["Measured on a coarser grid", "1", ""],
+        ["Thinned on a coarser grid", "1", ""],
     ):  # fmt: skip
         assert page.rows.count(row) == 2, row
     assert not any("smaller volume" in row[0] for row in page.rows if row)
@@ -288,16 +288,83 @@ def test_methods_are_the_facts_of_the_run(folder: Folder) -> None:
         assert fact in segmentation, fact
     for fact in (
         "connected components of all classes together in the whole image (26-connectivity: voxels that share a face,",
-        "Objects of fewer than 20 voxels or less than 1.5 µm³ were left out.",
+        "Objects of fewer than 20 voxels or of less than 1.5 µm³ were left out.",
         "Objects at the border of the image were left out.",
         "thinned to its skeleton (Lee, Kashyap and Chu", "Length is the longest of all shortest paths",
-        "2 large objects were measured on a coarser grid.",
+        "2 large objects were thinned on a coarser grid.",
         "Groups were compared on their sample means of length (Mann–Whitney U).",
     ):  # fmt: skip
         assert fact in objects, fact
     assert "(revision abc123), python 3.11.2, numpy 2.2.0. Networks ran on cpu." in software
     page = page_of(folder)
     assert all(paragraph in page.text for paragraph in (segmentation, objects, software))
+
+
+DIAMETER = LENGTH | {"name": "equivalent_diameter_um", "label": "Equivalent diameter", "median": 12.5, "mean": 12.0}
+SIZES = {"d10": 5.0, "d50": 14.0, "d90": 2000.0}
+
+
+def with_shapes(folder: Folder, name: str, **changes: object) -> None:
+    """A sample whose objects have shapes and no skeletons."""
+    gallery = [{**row, "length": None, "branches": None, "diameter": 9.5} for row in OBJECTS["gallery"]]
+    values = {"length": None, "quantities": [DIAMETER], "sizes": SIZES, "gallery": gallery, "skeleton_empty": 0}
+    folder.objects(name, **values | changes)
+    (folder.path / "staged" / f"{name}.lengths.svg").unlink()
+    (folder.path / "staged" / f"{name}.sizes.svg").write_bytes(SVG)
+
+
+def test_objects_without_skeletons_have_sizes(folder: Folder) -> None:
+    for name in ("s0", "s1"):
+        with_shapes(folder, name, reduced_resolution=0)
+    folder.cohort("s0", "s1", length="equivalent_diameter")
+    (folder.path / "staged" / "lengths_by_group.svg").rename(folder.path / "staged" / "sizes_by_group.svg")
+    run = folder.collect()
+    assert words.overview(run).endswith("not measured. Median equivalent diameter 12.5 µm.")
+    page = Page(dict(render_report(run, WHEN))["report.html"])
+    charts = [a["alt"] for a in page.all("img") if (a["src"] or "").startswith("data:image/svg")]
+    sizes = "D10 5 µm, D50 14 µm and D90 2 mm"
+    told = f"Chart of the equivalent diameter of 3 objects, and of their share of the volume: {sizes}"
+    assert charts.count(told) == 2
+    assert len(charts) == 3 and any((alt or "").startswith("Chart of diameter by group. wild") for alt in charts)
+    assert f"{sizes}: 10, 50 and 90 % of the volume" in page.text
+    assert "diameter 9.5 µm" in page.text and "length " not in page.text.partition("Methods")[0].lower()
+    assert "Coloured: outline." in page.text
+    assert ["Equivalent diameter µm", "3", "12", "8.16", "12.5", "11 to 29", "1030"] in page.rows
+    assert any("Mean diameterµm" in cell for row in page.rows for cell in row)
+    _, objects, _ = words.methods(run)
+    for fact in ("marching cubes", "ball of equal volume", "same second moments", "share a face"):
+        assert fact in objects, fact
+    for other in ("skeleton", "Length is", "perimeter", "coarser"):
+        assert other not in objects, other
+
+
+def test_objects_of_a_plane_have_perimeters(folder: Folder) -> None:
+    perimeter = LENGTH | {"name": "perimeter_um", "label": "Perimeter"}
+    for name in ("s0", "s1"):
+        with_shapes(folder, name, quantities=[DIAMETER, perimeter])
+    run = folder.collect()
+    assert "share of the area: D10 5 µm" in words.size_alternative(run.samples[0].objects)
+    _, objects, _ = words.methods(run)
+    assert "marching squares" in objects and "marching cubes" not in objects
+
+
+def test_without_objects_there_are_no_sizes(folder: Folder) -> None:
+    with_shapes(folder, "s0", quantities=[], sizes=None, gallery=[])
+    table = folder.collect().samples[0].objects
+    assert words.size_alternative(table) == "Chart of size: no object was measured"
+    assert words.size_sentence(table) == ""
+    assert "D10" not in page_of(folder).text
+
+
+def test_objects_far_below_the_mean_are_counted(folder: Folder) -> None:
+    folder.params["params"] |= {"min_object_fraction": 0.005}
+    dropped = {"below_min_voxels": 0, "below_min_volume": 0, "below_mean_fraction": 6, "touches_border": 0}
+    for name in ("s0", "s1"):
+        folder.objects(name, dropped=dropped, dropped_voxels=dropped)
+    run = folder.collect()
+    assert "12 were dropped (12 smaller than the asked share of the mean volume)." in words.overview(run)
+    assert "Objects of less than 0.5 % of the mean volume of a sample's objects were left out." in words.methods(run)[1]
+    assert ["Dropped smaller than the asked share of the mean volume", "6", "6"] in page_of(folder).rows
 
 
 def test_methods_of_other_choices(folder: Folder) -> None:

@@ -569,7 +569,7 @@ def test_bins_of_sizes_hold_every_object(diameters: np.ndarray) -> None:
     np.testing.assert_allclose(widths, widths[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("diameters", [[], [5.0], [5.0] * 3, [5.0, 9.0], [1.0, 50.0], range(1, 901)])
+@pytest.mark.parametrize("diameters", [[], [5.0], [5.0] * 3, [5.0, 9.0], [1.0, 50.0], range(100, 1000)])
 @pytest.mark.parametrize(("unit", "power"), [("um", 3), ("pixel", 2)])
 def test_chart_of_sizes_says_what_it_shows(diameters: list[float], unit: str, power: int) -> None:
     values = np.array(list(diameters), float)
@@ -587,7 +587,7 @@ def test_chart_of_sizes_says_what_it_shows(diameters: list[float], unit: str, po
     marks = [line.get_xdata()[0] for line in right.get_lines()[1:]]
     assert marks == list((size_of(values, power) or {}).values())
     if len(diameters) == 900 and power == 3:
-        assert f"900 objects, by volume D10 507, D50 757, D90 877 {name}" in shown
+        assert f"900 objects, by volume D10 562, D50 840, D90 974 {name}" in shown
 
 
 def test_chart_files_are_small_equal_and_undated(tmp_path: Path) -> None:

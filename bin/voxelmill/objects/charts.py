@@ -191,7 +191,7 @@ def cumulative_size(diameters: np.ndarray, power: int, steps: int = STEPS) -> tu
     power : int
         3 for volumes, 2 for areas.
     steps : int
-        At most about so many points are kept, evenly by share, the smallest and the largest diameter among them.
+        Of more diameters about so many are kept, evenly by share, the smallest and the largest among them.
 
     Returns
     -------
@@ -201,6 +201,8 @@ def cumulative_size(diameters: np.ndarray, power: int, steps: int = STEPS) -> tu
     ordered = np.sort(diameters)
     share = np.cumsum((ordered / ordered[-1]) ** power)
     share /= share[-1]
+    if ordered.size <= steps:
+        return ordered, share
     kept = np.searchsorted(share, np.linspace(share[0], 1.0, steps))
     kept = np.unique(np.append(np.minimum(kept, ordered.size - 1), (0, ordered.size - 1)))
     return ordered[kept], share[kept]

@@ -49,7 +49,7 @@ class Counts:
     second : (n, 6) int64 or object
         Sums of products of positions, in the order of `PAIRS`; Python's whole numbers where int64 may be too small.
     cubes : (n, 256) int64
-        Cubes of eight voxels by their case.
+        Cubes of eight voxels by their case; 0 for those without a voxel of the object.
     faces : (n, 3) int64
         Faces across the axes z, y, x that are shared with voxels of other objects.
     starts : (n + 1,) int64
@@ -92,6 +92,8 @@ def count(labels: np.ndarray, ids: np.ndarray, boxes: np.ndarray, ends: np.ndarr
             labels, numbers, boxes.astype(np.int64), last, voxels, first, second, cubes, faces, starts, others
         )
         if wanted <= room:
+            # where the object is not, some are passed over and some are not
+            cubes[:, 0] = 0
             starts, neighbours = distinct(starts, others[:wanted].astype(np.int64))
             return Counts(voxels, first, second, cubes, faces, starts, neighbours)
         room = wanted
