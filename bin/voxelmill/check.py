@@ -272,7 +272,7 @@ def check_row(
         selections = [Selection()] * len(row.files)
         with faults.collect():
             selections = row.selections(options.selection)
-        given = None if options.convert is None else given_spacing(row, options)
+        given = given_spacing(row, options) if options.convert or options.evaluate else None
         for (number, name), selection in zip(row.files, selections, strict=True):
             with faults.collect(printable(name)):
                 if number not in staged:

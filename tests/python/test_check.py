@@ -1022,6 +1022,18 @@ def test_truth_that_lies_elsewhere_than_the_labels(tmp_path: Path) -> None:
     assert caught.value.expected == "a first voxel within half a voxel of the labels'"
 
 
+def test_truth_whose_header_has_no_voxel_size(tmp_path: Path) -> None:
+    write_labels(tmp_path / "l.tif")
+    image = nib.Nifti1Image(np.zeros((20, 20, 6), "u1"), None)
+    image.header["pixdim"][1:4] = 0
+    (tmp_path / "t.nii").write_bytes(image.header.binaryblock + bytes(4) + bytes(2400))
+    rows = [{"sample": "a", "instances": "l.tif", "truth": "t.nii", "spacing": "2;1;1"}]
+    entry = run(tmp_path, rows, config=None, evaluate=EVALUATE).samples[0]
+    assert entry["spacing"] == [2, 1, 1] and "the one that is given takes their place" in entry["warnings"][0]
+    with pytest.raises(BadDataError, match="is z 0, y 0, x 0"):
+        run(tmp_path, [{**rows[0], "spacing": ""}], config=None, evaluate=EVALUATE)
+
+
 def test_an_evaluation_needs_a_sheet(tmp_path: Path) -> None:
     write_image(tmp_path / "a.tif")
     with pytest.raises(UsageError, match="there is no samplesheet"):
