@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from skimage.morphology import skeletonize as lee
 from tubes import stage, tube, volume
 from voxelmill.errors import TemporaryError
 from voxelmill.objects import measure
+from voxelmill.objects.columns import MEASURES, columns_of
 from voxelmill.objects.measure import measure_task, measures_schema, pool, shared_reads
+from voxelmill.objects.shape import count, measures_of
 from voxelmill.objects.skeleton import paths
 from voxelmill.objects.thinning import skeletonize
 from voxelmill.task import Task
@@ -58,12 +61,13 @@ def run(
     budget: int = PLENTY,
     task: int = 0,
     length: str = "longest_path",
+    measures: tuple[str, ...] = MEASURES,
 ) -> dict[str, pa.Table]:
     """Measure one task; rows are (sample, task, first, last)."""
     text = "sample,task,first,last,memory_bytes\n" + "".join(f"{','.join(map(str, row))},0\n" for row in rows)
     (folder / "batch.measures.csv").write_text(text)
     record = Task("measure_objects", "batch", str(task))
-    measure_task("batch", task, samples, folder, length, budget, record)
+    measure_task("batch", task, samples, folder, length, budget, record, measures)
     return {
         row[0]: pq.read_table(folder / row[0] / f"{row[0]}.m{task}.measures.parquet") for row in rows if row[1] == task
     }
@@ -112,6 +116,57 @@ def test_measures_and_profiles_are_those_of_a_direct_reading(
             assert row[f"profile_c{channel}"] == image[channel][tuple(path.T)].tolist()
     empty = dict(zip(table["id"].to_pylist(), table["skeleton_empty"].to_pylist(), strict=True))
     assert [number for number, flag in empty.items() if flag] == [7]
+
+
+@pytest.mark.parametrize("share", [None, 0.9, 0.02])
+@pytest.mark.parametrize("measures", [MEASURES, ("shape",)])
+def test_shapes_are_those_of_the_whole_image(
+    tmp_path: Path,
+    labels: np.ndarray,
+    image: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float | None,
+    measures: tuple[str, ...],
+) -> None:
+    """Whether objects are read together, each alone or in tiles."""
+    touching = labels.copy()
+    places = np.argwhere(labels == 9)
+    touching[tuple(places[places[:, 2] > 17].T)] = 10
+    touching[tuple(places[places[:, 1] > 27].T)] = 12
+    touching[tuple((places[places[:, 2] < 9] + [1, 0, 0]).T)] = 13
+    stage(tmp_path, "s", touching, image, SPACING, shard=(32, 64, 64), unmeasured=[12])
+    boxes = np.array([[(at.start, at.stop) for at in place] for place in ndimage.find_objects(touching)])
+    whole = count(touching, np.arange(1, 14), boxes)
+    known = measures_of(whole, SPACING, None)
+    budget = PLENTY
+    if share is None:
+        monkeypatch.setattr(measure, "READ_BYTES", 1)
+    else:
+        monkeypatch.setattr(measure, "TILE", 12)
+        budget = tiny_budget(touching, monkeypatch, share)
+        monkeypatch.setattr(measure, "BYTES_PER_OBJECT_VOXEL", 0)
+    table = run(tmp_path, "s", rows=[("s", 0, 0, 13)], budget=budget, measures=measures)["s"]
+    assert table["id"].to_pylist() == [*range(1, 12), 13]
+    for name, values in known.items():
+        found = table[name].to_numpy()
+        np.testing.assert_array_equal(found, values[[*range(11), 12]], name)
+    neighbours = dict(zip(table["id"].to_pylist(), table["neighbours"].to_pylist(), strict=True))
+    assert [neighbours[k] for k in (8, 9, 10)] == [0, 3, 2]
+    if share is not None and "skeleton" in measures:
+        assert max(table["length_resolution"].to_pylist()) > 1
+
+
+def test_only_what_is_asked_for_is_measured(tmp_path: Path, labels: np.ndarray, image: np.ndarray) -> None:
+    stage(tmp_path, "s", labels, image, SPACING, shard=(32, 64, 64))
+    every = run(tmp_path, "s", rows=[("s", 0, 0, 10)])["s"]
+    skeletons = run(tmp_path, "s", rows=[("s", 0, 0, 10)], measures=("skeleton",))["s"]
+    shutil.rmtree(tmp_path / "stores" / "s.image.zarr" / "0" / "c")
+    shapes = run(tmp_path, "s", rows=[("s", 0, 0, 10)], measures=("shape",))["s"]
+    assert shapes.column_names == ["id", *(column.name for column in columns_of(["shape"], False))]
+    assert not set(skeletons.column_names) & set(shapes.column_names[1:])
+    assert set(every.column_names) == {*skeletons.column_names, *shapes.column_names}
+    for part in (skeletons, shapes):
+        assert part.equals(every.select(part.column_names))
 
 
 def test_profiles_follow_the_path_that_is_called_length(tmp_path: Path, labels: np.ndarray, image: np.ndarray) -> None:
@@ -166,6 +221,10 @@ def test_a_picture_is_measured_in_its_plane(tmp_path: Path) -> None:
     assert row["mean_thickness"] == pytest.approx(2 * deep[plane].mean())
     assert row["skeleton_voxels"] == plane.sum()
     assert set(row["profile_c0"]) == {7.0}
+    # a rectangle of 9 by 45 pixels of half a micrometre, whose contour cuts off the corners
+    assert row["perimeter"] == pytest.approx(2 * (8 + 44) * 0.5 + 4 * np.sqrt(0.5) * 0.5)
+    assert row["axis_1"] == pytest.approx(4 * np.sqrt((45**2 - 1) / 12) * 0.5)
+    assert "surface" not in row
 
 
 @pytest.mark.parametrize(("share", "factor"), [(0.9, 2), (0.02, 4)])
@@ -245,12 +304,15 @@ def test_neighbouring_objects_share_a_read() -> None:
 
 def test_labels_that_lost_voxels_are_an_error(tmp_path: Path, labels: np.ndarray, image: np.ndarray) -> None:
     stage(tmp_path, "s", labels, image, SPACING, shard=(32, 64, 64))
+    shape_only = ("shape",)
     array = zarr.open_array(str(tmp_path / "labels" / "1" / "labels.ome.zarr"), path="instances/0")
     place = tuple(np.argwhere(labels == 4)[0])
     for value, found in ((0, f"object 4 has {(labels == 4).sum() - 1} voxels"), (array.fill_value, "never written")):
         array[place] = value
         with pytest.raises(TemporaryError, match=found):
             run(tmp_path, "s", rows=[("s", 0, 0, 10)])
+        with pytest.raises(TemporaryError, match=found):
+            run(tmp_path, "s", rows=[("s", 0, 0, 10)], measures=shape_only)
     assert not (tmp_path / "s" / "s.m0.measures.parquet").exists()
 
 
