@@ -300,6 +300,18 @@ def test_methods_are_the_facts_of_the_run(folder: Folder) -> None:
     assert all(paragraph in page.text for paragraph in (segmentation, objects, software))
 
 
+def test_methods_say_how_objects_that_touch_were_told_apart(folder: Folder) -> None:
+    params = {"instances": "border_core", "core_label": "nucleus", "border_label": "rim", "seed_distance": 7}
+    folder.params["params"] |= params
+    objects = words.methods(folder.collect())[1]
+    assert "the cores of the class nucleus" in objects and "voxels of the class rim" in objects
+    assert "connected components" not in objects
+    folder.params["params"] |= {"instances": "watershed", "components_of": "class"}
+    objects = words.methods(folder.collect())[1]
+    assert "basins of a watershed" in objects and "of each class" in objects and "within 7 voxels" in objects
+    assert "nucleus" not in objects
+
+
 DIAMETER = LENGTH | {"name": "equivalent_diameter_um", "label": "Equivalent diameter", "median": 12.5, "mean": 12.0}
 SIZES = {"d10": 5.0, "d50": 14.0, "d90": 2000.0}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from voxelmill import __version__
 from voxelmill.report.arrival import POSTPROCESSING
@@ -35,6 +36,8 @@ BORDER = {
     "drop": "were left out",
 }
 THINNING = "Lee, Kashyap and Chu, CVGIP: Graphical Models and Image Processing 56, 462–478 (1994)"
+BORDER_CORE = "Gotkowski et al., Powder Technology 434, 119286 (2024)"
+WATERSHED = "van der Walt et al., scikit-image, PeerJ 2, e453 (2014)"
 NNUNET = "Isensee et al., Nature Methods 18, 203–211 (2021)"
 
 
@@ -269,15 +272,9 @@ def _objects(run: Run) -> str:
     params, tables = run.params, [sample.objects for sample in run.samples if sample.objects]
     if not any(sample.object_count is not None for sample in run.samples):
         return ""
-    connectivity = str(params.get("connectivity", "6"))
-    of = "all classes together" if params.get("components_of") == "foreground" else "each class"
-    neighbours = CONNECTIVITY.get(connectivity, "neighbouring voxels")
     sentences = []
     if any(s.entry.get("start", "predict") != "analyze" and s.object_count is not None for s in run.samples):
-        sentences.append(
-            f"Objects are the connected components of {of} in the whole image ({connectivity}-connectivity: "
-            f"{neighbours})."
-        )
+        sentences.append(_definition(params))
     smallest = [
         f"fewer than {plural(int(params['min_object_voxels']), 'voxel')}" if params.get("min_object_voxels") else "",
         f"less than {quantity(float(params['min_object_volume']), 'µm³')}" if params.get("min_object_volume") else "",
@@ -303,6 +300,28 @@ def _objects(run: Run) -> str:
         if run.cohort and run.cohort.test and run.cohort.test.p is not None:
             sentences.append(f"Groups were compared on their {run.cohort.test.of} ({run.cohort.test.name}).")
     return " ".join(sentences)
+
+
+def _definition(params: Mapping[str, Any]) -> str:
+    """What an object is."""
+    of = "all classes together" if params.get("components_of") == "foreground" else "each class"
+    if params.get("instances") == "border_core":
+        return (
+            f"Objects are the cores of the class {params.get('core_label', 'core')} (voxels that share faces; cores "
+            "that are too small count as border), each with the voxels of the class "
+            f"{params.get('border_label', 'border')} that it reaches in the fewest steps to the 26 neighbours "
+            f"({BORDER_CORE}); a piece without a core is one object."
+        )
+    if params.get("instances") == "watershed":
+        return (
+            f"Objects are the basins of a watershed ({WATERSHED}) of {of}, flooded from the voxels farthest from other "
+            f"labels, of which an object has one within {float(params.get('seed_distance', 0)):g} voxels."
+        )
+    connectivity = str(params.get("connectivity", "6"))
+    neighbours = CONNECTIVITY.get(connectivity, "neighbouring voxels")
+    return (
+        f"Objects are the connected components of {of} in the whole image ({connectivity}-connectivity: {neighbours})."
+    )
 
 
 def _below_mean(fraction: float) -> str:
