@@ -12,15 +12,15 @@ from voxelmill.task import task
 
 @click.command()
 @click.option("--batch", required=True)
-@click.option("--files", required=True, type=click.Path(path_type=Path), help="Folder <n>/<file> of staged files.")
+@click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder <n>/<file> of staged files.")
 @click.option("--ignore-label", type=int, help="Value of the truth whose voxels count nowhere.")
 @click.option("--memory-budget", default=4_000_000_000)
-def main(batch: str, files: Path, ignore_label: int | None, memory_budget: int) -> None:
+def main(batch: str, images: Path, ignore_label: int | None, memory_budget: int) -> None:
     with task("evaluate_labels", batch) as record:
         from voxelmill.evaluation.evaluate import evaluate_batch
 
         entries = json.load(sys.stdin)
-        evaluate_batch(entries, files, Path(), record, ignore=ignore_label, memory_budget=memory_budget)
+        evaluate_batch(entries, images, Path(), record, ignore=ignore_label, memory_budget=memory_budget)
 
 
 if __name__ == "__main__":

@@ -473,9 +473,14 @@ def staged(tmp_path, monkeypatch) -> list[Path]:
     """An image, labels and truth: files in numbered folders."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(5)
-    truth = ndimage.label(ndimage.gaussian_filter(rng.normal(size=(10, 30, 40)), 1.5) > 0.05)[0].astype(np.uint16)
+    truth = ndimage.label(ndimage.gaussian_filter(rng.normal(size=(10, 30, 40)), 2) > 0.06)[0].astype(np.uint16)
     predicted = np.roll(truth, 1, axis=2)
     predicted[predicted == 3] = 0
+    # one in unlike pieces, and two in one
+    sizes = np.argsort(-np.bincount(truth.ravel()))[1:5]
+    largest = predicted == sizes[0]
+    predicted[largest & (np.cumsum(largest).reshape(truth.shape) * 3 < largest.sum())] = 900
+    predicted[predicted == sizes[3]] = sizes[2]
     paths = []
     for number, (name, array) in enumerate({"i.tif": truth, "p.ome.tif": predicted, "t.nii.gz": truth}.items(), 1):
         path = Path("files") / str(number) / name
@@ -536,7 +541,8 @@ def check_table(table: list[dict[str, Any]], predicted: np.ndarray, truth: np.nd
     assert [row["id"] for row in table if row["side"] == "truth"] == ids[0]
     false = [p for p, hit in zip(ids[1], found.any(axis=0), strict=True) if not hit]
     assert [row["id"] for row in table if row["side"] == "predicted"] == false
-    assert len({row["kind"] for row in table if row["side"] == "truth"}) > 1
+    assert (np.count_nonzero(iou, axis=0) > 1).any() and (np.count_nonzero(iou, axis=1) > 1).any()
+    assert {row["kind"] for row in table} >= {"found", "missed", "merged", "piece", "false"}
     for row in table:
         side = row["side"] == "predicted"
         labels, ious, overlaps = (predicted, iou.T, shared.T) if side else (truth, iou, shared)
@@ -552,8 +558,11 @@ def check_table(table: list[dict[str, Any]], predicted: np.ndarray, truth: np.nd
         else:
             assert row["partner"] == ids[1 - side][best]
             assert row["overlap"] == overlaps[index, best] and row["iou"] == pytest.approx(ious[index, best])
-        if not side:
-            split, merged = (iou > 0.1).sum(axis=1) > 1, (iou > 0.1).sum(axis=0) > 1
+        split, merged = (iou > 0.1).sum(axis=1) > 1, (iou > 0.1).sum(axis=0) > 1
+        if side:
+            piece = (split & (iou[:, index] > 0.1)).any()
+            assert row["kind"] == ("merged" if merged[index] else "piece" if piece else "false")
+        else:
             kind = "split" if split[index] else "merged" if (merged & (iou[index] > 0.1)).any() else "missed"
             assert row["kind"] == ("found" if found[index].any() else kind)
 
@@ -576,6 +585,14 @@ def test_a_box_is_evaluated_as_if_it_were_all(staged, pictures, scratch):
     assert pictures[0][2].shape == (1, 7, 20, 28)
 
 
+def test_the_chosen_channel_is_behind_the_pictures(staged, pictures):
+    channels = np.arange(24_000, dtype=np.uint16).reshape(2, 10, 30, 40)
+    tifffile.imwrite(staged[0], channels, metadata={"axes": "CZYX"}, ome=True)
+    run_batch(entry_of("instances", staged, channel=[1], box=[[2, 9], [0, 20], [5, 33]]))
+    image = pictures[0][2]
+    np.testing.assert_array_equal(image.read(0, ((0, 7), (0, 20), (0, 28))), channels[1, 2:9, :20, 5:33])
+
+
 def test_no_image_is_needed(staged, pictures):
     entry = entry_of("instances", staged)
     run_batch({**entry, "images": [2, 3], "files": [], "selections": entry["selections"][1:]})
@@ -594,7 +611,7 @@ def test_an_error_names_its_sample(staged, pictures):
 def test_the_script(staged):
     pytest.importorskip("voxelmill.evaluation.worst")
     done = subprocess.run(
-        [sys.executable, ROOT / "bin" / "evaluate_labels.py", "--batch", "batch1", "--files", "files"],
+        [sys.executable, ROOT / "bin" / "evaluate_labels.py", "--batch", "batch1", "--images", "files"],
         input=json.dumps([entry_of("instances", staged)]),
         text=True,
         check=True,

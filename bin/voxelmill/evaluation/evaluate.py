@@ -12,7 +12,7 @@ from typing import Any
 from voxelmill.convert.changes import GIVEN, Spec
 from voxelmill.convert.conversion import staged_file
 from voxelmill.convert.mending import open_given
-from voxelmill.convert.views import crop, watch
+from voxelmill.convert.views import crop, pick, watch
 from voxelmill.errors import VoxelmillError
 from voxelmill.evaluation.classes import class_scores, foreground_scores
 from voxelmill.evaluation.instances import Pairing, matches_of, matches_schema, object_scores, worst_objects
@@ -124,7 +124,9 @@ def evaluate_entry(
             for number, chosen in zip(entry["images"], entry["selections"], strict=True)
         ]
         box = spec.box or whole(sources[-1].shape[1:])
-        *images, predicted, truth = (crop(source, box) for source in sources)
+        *images, predicted, truth = sources
+        image = crop(pick(images, spec.channels), box) if images else None
+        predicted, truth = crop(predicted, box), crop(truth, box)
         comparison = Comparison(kind, spec.spacing, spec.unit, ignore, {**predicted.label_names, **truth.label_names})
         result = evaluate_sample(
             watch(predicted, sample), truth, comparison, folder / "surfaces", memory_budget=memory_budget
@@ -136,7 +138,7 @@ def evaluate_entry(
         save_worst(
             folder / names[1],
             result.scores["worst"],
-            images[0] if images else None,
+            image,
             predicted,
             truth,
             kind,
