@@ -417,6 +417,17 @@ def test_the_worst_objects_come_first_and_each_kind_is_shown(scratch):
     assert found[-3]["iou"] == 0.25
 
 
+def test_the_worst_are_those_with_most_wrong_voxels(scratch):
+    truth, predicted = np.zeros((1, 3, 100), int), np.zeros((1, 3, 100), int)
+    truth[0, 0], predicted[0, 0, :45], truth[0, 2, :60] = 1, 2, 3
+    found = evaluated(predicted, truth, scratch)["worst"]
+    assert [(one["what"], one["id"], one["iou"]) for one in found] == [
+        ("missed", 3, 0),
+        ("missed", 1, 0.45),
+        ("false", 2, 0.45),
+    ]
+
+
 def test_the_worst_boxes_of_classes(scratch):
     truth, predicted = np.zeros((70, 70, 140), int), np.zeros((70, 70, 140), int)
     truth[:2, :2, :2], predicted[:2, :2, 1] = 1, 1
