@@ -968,6 +968,8 @@ def test_entries_of_an_evaluation(tmp_path: Path) -> None:
     assert (d["spacing"], d["unit"]) == ([4, 1, 1], "um")
     assert result.total["windows"] == 0 and all(result.total[name] > 0 for name in ("seconds", "work_bytes"))
     assert {entry["batch"] for entry in result.samples} == {"batch1"}
+    # a channel of images says nothing of labels
+    assert run(tmp_path, rows[1:2], config=None, evaluate=EVALUATE, channel="1").samples[0]["channel"] == [0]
 
 
 def test_an_ignore_label_that_the_truth_cannot_hold(tmp_path: Path) -> None:

@@ -377,6 +377,7 @@ def test_curves_are_at_the_numbers() -> None:
     f1, ap = chart.curves
     left, bottom = chart.ticks[0][0], chart.levels[0][0]
     right, top = chart.ticks[-1][0], chart.levels[-1][0]
+    assert left < right and top < bottom
     assert (chart.ticks[0][1], chart.ticks[-1][1]) == ("0.5", "0.9") and (chart.levels[0][1], chart.levels[-1][1]) == (
         "0",
         "1",
@@ -405,7 +406,7 @@ def test_outlines_of_a_case() -> None:
     labels = np.zeros((16, 16), np.uint16)
     labels[4:8, 4:8] = 1
     layers = {
-        "grey": np.full((16, 16), 99, np.uint8),
+        "grey": (np.indices((16, 16)).sum(0) % 2 * 150).astype(np.uint8),
         "truth": labels,
         "predicted": np.roll(labels, 1, axis=1),
         "focus": labels == 1,
@@ -413,7 +414,7 @@ def test_outlines_of_a_case() -> None:
     }
     figure = case_figure("Missed, plane z 3", layers, sample("a"))
     layer = pixels(figure.outlines or "")
-    assert layer.shape == (512, 512, 4) and (pixels(figure.grey) == 99).all()
+    assert layer.shape == (512, 512, 4) and (pixels(figure.grey) == layers["grey"]).all()
     noisy = layers | {"grey": np.arange(256, dtype=np.uint8).reshape(16, 16)}
     assert "jpeg" in case_figure("", noisy, sample("a")).grey[:20]
     clear, dark = (0, 0, 0, 0), (0, 0, 0, SHADE)
@@ -551,16 +552,16 @@ def test_large_and_tall_cases_are_thinned_out(tmp_path: Path, monkeypatch: pytes
     """The longer side has 600 + 2 x 150 voxels: every fourth. 300 planes: every third. Any bands give the same."""
     rng = np.random.default_rng(0)
     predicted, truth = (rng.integers(0, 4, (300, 9, 1000)).astype("u2") for _ in range(2))
-    truth[151], predicted[151] = 3, 0
+    truth[151], predicted[151] = np.where(rng.random((9, 1000)) < 0.9, 3, 1), 0
     tall = [case("missed", 3, [(0, 300), (2, 7), (200, 800)])]
     image, here, there = (watched(array) for array in (truth, predicted, truth))
     here.chunk = (64, 4, 4)
     found = saved(tmp_path, tall, image, here, there)
     assert found["00_box"].tolist() == [[151, 152], [0, 9], [50, 950]]
-    np.testing.assert_array_equal(found["00_truth"], truth[151, ::4, 50:950:4] // 3)
-    within = np.zeros((9, 1000), bool)
-    within[2:7, 200:800] = True
-    np.testing.assert_array_equal(found["00_focus"], within[::4, 50:950:4])
+    np.testing.assert_array_equal(found["00_truth"], 1 + truth[151, ::4, 50:950:4] // 3)
+    focus = truth[151] == 3
+    focus[:2], focus[7:], focus[:, :200], focus[:, 800:] = False, False, False, False
+    np.testing.assert_array_equal(found["00_focus"], focus[::4, 50:950:4])
     # nothing twice: single planes, or the wanted ones of a layer of chunks together
     assert [box[0] for box in image.boxes] == [(151, 152)]
     assert [box[0] for box in there.boxes] == [(z, z + 1) for z in range(1, 300, 3)]
