@@ -155,7 +155,7 @@ def test_blocks_give_what_the_whole_volume_gives(
 
 
 def test_no_id_depends_on_blocks_or_memory(tmp_path: Path) -> None:
-    labels = blobs((30, 40, 36), 0.1, 0.6, 3)
+    labels = blobs((24, 30, 33), 0.1, 0.6, 3)
     expected = whole_array(labels)
     assert expected.max() > 20
     found = {}
@@ -251,12 +251,14 @@ def test_95_of_100_voxels_decide(tmp_path: Path, tail: int, cores: int) -> None:
 
 
 def test_a_voxel_three_away_keeps_a_core(tmp_path: Path) -> None:
-    """A plate with 95 % of its voxels at its faces and one place that is thick enough, or nearly so."""
-    for radius, kept in [(2, False), (3, True)]:
+    """A plate with 95 % of its voxels at its faces and one place that is thick enough, or lacks a voxel for it."""
+    for within, missing, kept in [(3, 0, False), (6, 0, False), (8, 0, True), (8, 1, False)]:
         labels = np.zeros((12, 48, 48), np.uint8)
         labels[5:7, 1:47, 1:47] = CORE
         squares = sum((axis - c) ** 2 for axis, c in zip(np.indices(labels.shape), (5, 24, 24), strict=True))
-        labels[squares < radius**2] = CORE
+        labels[squares <= within] = CORE
+        # beyond two faces of the middle's shard
+        labels[5, 22, 22] *= 1 - missing
         distances = ndimage.distance_transform_edt(labels == CORE)
         assert (distances[labels == CORE] <= 1).mean() >= 0.95
         assert (distances.max() >= 3) == kept
@@ -289,6 +291,8 @@ def test_everything_is_core(tmp_path: Path, shape: tuple[int, ...]) -> None:
     """What lies outside of the image is not there: no voxel is next to it."""
     labels = np.full(shape, CORE, np.uint8)
     assert np.array_equal(both(labels, tmp_path), labels)
+    _, _, counts = separate(labels, tmp_path / "s", shard=8, blocks=2)
+    assert (counts["cores"], counts["small_cores"]) == (1, 0)
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:

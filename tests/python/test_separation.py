@@ -144,10 +144,13 @@ def test_memory_that_is_too_small_is_an_error_that_says_how_much(tmp_path: Path)
     truth, needs = volume((40, 40, 40), 0, 0)
     needs[20, 20, 20] = 15
     method = Pretender(truth, needs, bytes_per_voxel=10**5)
-    with pytest.raises(UsageError, match="17 x 17 x 17 voxels around 12, 12, 12") as caught:
+    with pytest.raises(UsageError, match=r"in 12-29x12-29x12-29 .* less than 17x17x17 voxels") as caught:
         separate_block(method, ids_grid(truth), 0, tmp_path / "ids", 4000 * 10**5)
     assert caught.value.sample == "s"
-    assert "0.5 GB" in str(caught.value) and "--memory_budget" in str(caught.value)
+    assert "0.5 GB" in str(caught.value) and "--memory_budget at least 1.5 GB" in str(caught.value)
+    # the advice is enough for the largest shards there are
+    needed = 17**3 * method.bytes_per_voxel
+    assert window_bytes(ids_grid(np.zeros((256, 256, 256)), shard=256), needed + 10**9) >= needed
 
 
 def test_a_method_that_never_ends_is_stopped() -> None:

@@ -114,8 +114,8 @@ def separate_box(method: Method, box: Box, shape: tuple[int, ...], limit: int) -
     shape : tuple of int
         Of the sample.
     limit : int
-        Bytes that a window may need. One that needs more is cut, down to parts that are no longer than their halo; then
-        the method works on disk, if it can.
+        Bytes that a window may need. One that needs more is cut, but into parts that are no shorter than their halo:
+        where even those need more, the method works on disk, if it can.
 
     Returns
     -------
@@ -131,16 +131,16 @@ def separate_box(method: Method, box: Box, shape: tuple[int, ...], limit: int) -
     while parts:
         part, halo = parts.pop()
         window = widen(part, halo, shape)
-        needed = math.prod(sides(window)) * method.bytes_per_voxel
-        if needed <= limit:
+        least = tuple(min(n, min(side, halo) + 2 * halo) for side, n in zip(sides(part), shape, strict=True))
+        if math.prod(sides(window)) * method.bytes_per_voxel <= limit:
             found = method.flood(window)[slices(inside(part, window))]
-        elif max(sides(part)) > halo:
+        elif math.prod(least) * method.bytes_per_voxel <= limit:
             parts += [(half, halo) for half in halves(part)]
             continue
         elif isinstance(method, DiskMethod):
             found = method.flood_on_disk(window, part, limit)
         else:
-            raise too_large(window, needed, limit)
+            raise too_large(least, window, math.prod(least) * method.bytes_per_voxel, limit)
         here = ids[slices(inside(part, box))]
         np.copyto(here, found, where=here == UNDECIDED)
         left = boxes_of(here == UNDECIDED, part, 2 * halo, shape)
@@ -150,13 +150,14 @@ def separate_box(method: Method, box: Box, shape: tuple[int, ...], limit: int) -
     return ids
 
 
-def too_large(window: Box, needed: int, limit: int) -> UsageError:
-    size = " x ".join(map(str, sides(window)))
+def too_large(least: tuple[int, ...], window: Box, needed: int, limit: int) -> UsageError:
+    """What to say where a window of the ``least`` sides inside ``window`` does not fit into memory."""
+    where, size = "x".join(f"{start}-{stop}" for start, stop in window), "x".join(map(str, least))
     return UsageError(
-        f"objects that touch cannot be told apart in less than {size} voxels around {window[0][0]}, {window[1][0]}, "
-        f"{window[2][0]} (z, y, x), which need {needed / 1e9:.1f} GB",
+        f"objects that touch in {where} (z, y, x) cannot be told apart with less than {size} voxels at a time, "
+        f"which need {needed / 1e9:.1f} GB",
         expected=f"at most {limit / 1e9:.1f} GB",
-        remedy=f"give --memory_budget at least {needed * 1.5 / 1e9:.1f} GB, or make the seed distance smaller",
+        remedy=f"give --memory_budget at least {needed / 1e9 + 1:.1f} GB, or make the seed distance smaller",
     )
 
 
