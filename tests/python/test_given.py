@@ -304,9 +304,18 @@ SHEET = """
 include {{ readInput }} from '{functions}/inputs'
 
 workflow {{
-    readInput('{sheet}').images.each {{ path -> println("file: ${{path}}") }}
+    readInput('{sheet}', false, {columns}).images.each {{ path -> println("file: ${{path}}") }}
 }}
 """
+LABELS = ["semantic", "instances"]
+
+
+def numbered(folder: Path, parser: str, columns: Sequence[str]) -> list[str]:
+    """Files of the sheet ``s.csv`` in the order in which Nextflow numbers them."""
+    script = SHEET.format(functions=ROOT / "functions", sheet=folder / "s.csv", columns=list(columns))
+    (folder / "main.nf").write_text(script)
+    said = nextflow(folder, "-q", "run", "main.nf", parser=parser).stdout
+    return [line.removeprefix(f"file: {folder}/") for line in said.splitlines() if line.startswith("file: ")]
 
 
 @pytest.mark.nextflow
@@ -318,14 +327,24 @@ def test_nextflow_numbers_the_files_of_a_sheet_as_the_check_does(parser: str, tm
         ",1.tif;2.tif ,a, l;3.tif \n6.tif,4.tif,b,5.tif\n8.tif,7.tif,c,\n , 9.tif ; ,d,\n"
     )
     (tmp_path / "s.csv").write_text(text)
-    (tmp_path / "main.nf").write_text(SHEET.format(functions=ROOT / "functions", sheet=tmp_path / "s.csv"))
-    said = nextflow(tmp_path, "-q", "run", "main.nf", parser=parser).stdout
-    names = [line.removeprefix(f"file: {tmp_path}/") for line in said.splitlines() if line.startswith("file: ")]
+    names = numbered(tmp_path, parser, LABELS)
     rows, _, files = read_sheet(tmp_path / "s.csv", read_json(SCHEMA))
     assert len(names) == files == 9
     assert {number: name for row in rows for number, name in row.files} == {
         number: name for number, name in enumerate(names, 1) if number not in (4, 5, 6)
     }
+
+
+@pytest.mark.nextflow
+def test_the_truth_is_numbered_where_it_is_compared_with(tmp_path: Path) -> None:
+    text = "truth,image,sample,semantic,instances\n3.tif,1.tif,a,2.tif,\n5.tif,,b,,4.tif\n"
+    (tmp_path / "s.csv").write_text(text)
+    for evaluate in (True, False):
+        names = numbered(tmp_path, "v1", [*LABELS, *(["truth"] if evaluate else [])])
+        rows, _, files = read_sheet(tmp_path / "s.csv", read_json(SCHEMA), evaluate=evaluate)
+        assert len(names) == files == (5 if evaluate else 3)
+        assert all(names[number - 1] == name for row in rows for number, name in row.files)
+        assert len(rows) == (2 if evaluate else 1)
 
 
 INPUTS = """
@@ -338,7 +357,8 @@ workflow {{
      ['./many/*.h5', false]].each {{ text, stack ->
         def said = ''
         try {{
-            said = readInput("${{base}}/${{text}}", stack).images.collect {{ path -> path.toString() - "${{base}}/" }}
+            def found = readInput("${{base}}/${{text}}", stack, []).images
+            said = found.collect {{ path -> path.toString() - "${{base}}/" }}
         }}
         catch (Exception e) {{
             said = "refused: ${{(e.message ?: e.cause?.message ?: e.toString()).replace('\\n', ' ')}}"

@@ -19,7 +19,7 @@ from voxelmill import __version__
 from voxelmill.evaluation.scores import Key, Scores, distribution, headline, scores_of, summary, worst_first
 from voxelmill.evaluation.worst import LAYERS
 from voxelmill.report import text, words
-from voxelmill.report.collect import Parameter, _parameters
+from voxelmill.report.collect import Parameter, shown_parameters
 from voxelmill.report.figures import COLOURS, Figure, outline_mask, scale_bar
 from voxelmill.report.render import FILTERS, TEMPLATES
 from voxelmill.report.usage import ProcessUse, disk_bytes, processes, versions
@@ -207,7 +207,7 @@ class Page:
             versions=versions(records),
             disk=disk_bytes(records),
             params=params,
-            parameters=_parameters(params, run.get("defaults")),
+            parameters=shown_parameters(params, run.get("defaults")),
             command=run.get("command"),
             revision=run.get("revision"),
             profile=run.get("profile"),

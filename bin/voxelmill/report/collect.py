@@ -272,7 +272,7 @@ def collect_run(
         processes=processes(files.records),
         versions=versions(files.records),
         estimates=comparisons(read_json(estimate), files.records),
-        parameters=_parameters(run["params"], run.get("defaults")),
+        parameters=shown_parameters(run["params"], run.get("defaults")),
         command=run.get("command"),
         revision=run.get("revision"),
         profile=run.get("profile"),
@@ -390,7 +390,7 @@ def _unique(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
-def _parameters(params: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> tuple[Parameter, ...]:
+def shown_parameters(params: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> tuple[Parameter, ...]:
     rows = []
     for name, value in sorted(params.items()):
         known = defaults is not None and name in defaults
