@@ -276,10 +276,21 @@ def size_chart(
         x, share = cumulative_size(diameters, power)
         line = np.array([edges[0], *x, edges[-1]]), np.array([0, *share, 1])
         right.plot(*line, drawstyle="steps-post", color=bright, lw=2)
-        for name, value in sizes.items():
+        scale = np.log if wide else np.asarray
+        for row, (name, value) in enumerate(sizes.items()):
             right.axvline(value, color=INK, lw=0.9, linestyle=DASHES[2])
+            # names of equal sizes stand below each other, and none beyond the end of the axis
+            share_of_axis = (scale(value) - scale(edges[0])) / (scale(edges[-1]) - scale(edges[0]))
+            side, shift = ("right", -3) if share_of_axis > 0.9 else ("left", 3)
             right.annotate(
-                name.upper(), (value, 1.03), (2, -2), textcoords="offset points", va="top", fontsize=10, color=INK
+                name.upper(),
+                (value, 1.03),
+                (shift, -2 - 12 * row),
+                textcoords="offset points",
+                ha=side,
+                va="top",
+                fontsize=10,
+                color=INK,
             )
         left.set_xlim(edges[0], edges[-1])
         left.set_ylim(0, 1.08 * counts.max())
