@@ -209,7 +209,7 @@ def border_core_instances(labels: np.ndarray, core: int = 1, border: int = 2) ->
     inner = ids[1:-1, 1:-1, 1:-1]
     small = too_small(count_cores(mask, inner, count, whole(labels.shape), whole(labels.shape), labels.shape))
     states = np.zeros(count + 1, np.int32)
-    states[1:] = np.where(small, UNASSIGNED, np.cumsum(~small) + 1)
+    states[1:] = np.where(small, UNASSIGNED, np.arange(2, count + 2))
     place_markers(inner, states, np.equal(labels, border, out=mask))
     grow(ids)
     if (inner == UNASSIGNED).any():

@@ -141,9 +141,8 @@ def separate_box(method: Method, box: Box, shape: tuple[int, ...], limit: int) -
             found = method.flood_on_disk(window, part, limit)
         else:
             raise too_large(least, window, math.prod(least) * method.bytes_per_voxel, limit)
-        here = ids[slices(inside(part, box))]
-        np.copyto(here, found, where=here == UNDECIDED)
-        left = boxes_of(here == UNDECIDED, part, 2 * halo, shape)
+        ids[slices(inside(part, box))] = found
+        left = boxes_of(found == UNDECIDED, part, 2 * halo, shape)
         if left and window == whole(shape):
             raise RuntimeError(f"voxels are undecided in the whole volume, within {left[0]}")
         parts += [(box_left, 2 * halo) for box_left in left]
