@@ -4,7 +4,7 @@ process LINK_CORES {
     label 'process_single'
 
     input:
-    tuple val(meta), path(cores), path(marks), path(grids)
+    tuple val(meta), path(found), path(marks), path(grids)
     val _code
 
     output:

@@ -9,7 +9,7 @@ process MARK_CORES {
     val _code
 
     output:
-    tuple val(meta), path('*/*.cores'), emit: cores
+    tuple val(meta), path('*/*.{cores,regions}'), emit: cores
     tuple val(meta), path('*/*.marks.zarr'), emit: marks
     path "${meta.id}/${meta.id}.mark_cores.${group}.json", emit: record
 
@@ -22,7 +22,7 @@ process MARK_CORES {
     """
     for sample in ${meta.samples.join(' ')}; do
         mkdir -p \$sample/\$sample.b${group}.marks.zarr
-        touch \$sample/\$sample.b${group}.cores
+        touch \$sample/\$sample.b${group}.cores \$sample/\$sample.b${group}.regions
     done
     mkdir -p ${meta.id}
     touch ${meta.id}/${meta.id}.mark_cores.${group}.json
