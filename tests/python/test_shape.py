@@ -166,6 +166,19 @@ def test_thin_objects_have_no_ratio_without_a_divisor() -> None:
     np.testing.assert_array_equal(found["axis_3"], [0, 0, 0, 0])
 
 
+@pytest.mark.parametrize("direction", [(1, 1, 1), (0, 1, 2), (3, 1, 2)])
+def test_a_line_has_one_axis_in_any_direction(direction: tuple[int, int, int]) -> None:
+    for n in range(2, 14):
+        line = np.arange(n)[:, None] * direction
+        labels = np.zeros(line.max(axis=0) + 1, np.uint8)
+        labels[tuple(line.T)] = 1
+        found = measure(labels)
+        length = np.linalg.norm(np.array(direction) * SPACING)
+        assert found["axis_1"][0] == pytest.approx(2 * math.sqrt(5 * (n**2 - 1) / 12) * length)
+        assert (found["axis_2"][0], found["axis_3"][0]) == (0, 0)
+        assert np.isnan(found["elongation"][0]) and np.isnan(found["flatness"][0])
+
+
 def faces_by_hand(labels: np.ndarray) -> dict[int, tuple[list[int], set[int]]]:
     """Faces across each axis that an object shares with others, and their ids, voxel by voxel."""
     found: dict[int, tuple[list[int], set[int]]] = {int(n): ([0, 0, 0], set()) for n in np.unique(labels) if n}
