@@ -336,7 +336,7 @@ def test_borders_that_are_deeper_than_memory_are_grown_on_disk(tmp_path: Path, m
     monkeypatch.setattr(BorderCore, "flood_on_disk", watched)
     expected = whole_array(labels)
     assert expected.max() == 2
-    found, _, _ = separate(labels, tmp_path / "s", limit=24 * 20**3, halo=4, shard=10, blocks=2)
+    found, _, _ = separate(labels, tmp_path / "s", limit=20 * 12**3, halo=4, shard=10, blocks=2)
     assert np.array_equal(found, expected)
     assert any(window == ((0, 5), (0, 40), (0, 44)) for window in windows)
     # what is on disk has no name, and is gone with the task
