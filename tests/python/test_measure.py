@@ -156,6 +156,17 @@ def test_shapes_are_those_of_the_whole_image(
         assert max(table["length_resolution"].to_pylist()) > 1
 
 
+def test_rows_are_in_the_order_of_the_ids(tmp_path: Path) -> None:
+    labels = np.zeros((62, 8, 40), np.uint8)
+    for number, z in enumerate(np.random.default_rng(2).permutation(30), 1):
+        labels[2 * z + 1, 4, :number] = number
+    stage(tmp_path, "s", labels, labels[None], shard=(32, 32, 32))
+    table = run(tmp_path, "s", rows=[("s", 0, 0, 30)])["s"]
+    assert table["id"].to_pylist() == list(range(1, 31))
+    np.testing.assert_allclose(np.pi * table["equivalent_diameter"].to_numpy() ** 3 / 6, range(1, 31))
+    np.testing.assert_array_equal(table["longest_path"].to_numpy() > 0, np.arange(1, 31) > 1)
+
+
 def test_only_what_is_asked_for_is_measured(tmp_path: Path, labels: np.ndarray, image: np.ndarray) -> None:
     stage(tmp_path, "s", labels, image, SPACING, shard=(32, 64, 64))
     every = run(tmp_path, "s", rows=[("s", 0, 0, 10)])["s"]
