@@ -319,6 +319,13 @@ def test_a_full_volume_is_one() -> None:
     assert not watershed_instances(np.zeros((5, 6, 7), bool)).any()
 
 
+def test_a_full_window_decides_nothing() -> None:
+    """Unless the sample ends with it."""
+    metric = Metric.of((99, 5, 5), CUBIC, 5)
+    window = ((40, 50), (0, 5), (0, 5))
+    assert np.all(flood_labels(np.ones((10, 5, 5), np.uint8), window, (99, 5, 5), (1,), metric) == UNDECIDED)
+
+
 def test_seed_distance_is_in_voxels_of_the_finest_axis() -> None:
     """Balls in voxels that are three times as high are separated like those in cubic voxels."""
     centres = [(30, 30, 30), (30, 30, 46), (45, 30, 38)]
