@@ -11,7 +11,7 @@ process EVALUATE_LABELS {
     output:
     path '*/*.evaluation.json', emit: info
     path '*/*.matches.{csv,parquet}', emit: matches, optional: true
-    path '*/*.worst.npz', emit: pictures, optional: true
+    path '*/*.worst.npz', emit: pictures
     path "${meta.id}/${meta.id}.evaluate_labels.json", emit: record
 
     script:
@@ -23,7 +23,7 @@ process EVALUATE_LABELS {
     """
     for sample in ${meta.samples.join(' ')}; do
         mkdir -p \$sample
-        touch \$sample/\$sample.evaluation.json \$sample/\$sample.matches.csv
+        touch \$sample/\$sample.evaluation.json \$sample/\$sample.matches.csv \$sample/\$sample.matches.parquet \$sample/\$sample.worst.npz
     done
     mkdir -p ${meta.id}
     touch ${meta.id}/${meta.id}.evaluate_labels.json
