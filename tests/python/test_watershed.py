@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,9 +23,6 @@ from voxelmill.objects.separation.watershed import (
     SEED_DISTANCE,
     Metric,
     Watershed,
-    _pop,
-    _push,
-    empty_queue,
     flood_labels,
     squared_distances,
     watershed_instances,
@@ -248,23 +244,6 @@ def test_a_window_decides_more_than_what_lies_inside() -> None:
     assert undecided.min() == 40 and undecided.max() == 116
     assert not np.any((undecided > 58) & (undecided < 98))
     np.testing.assert_array_equal(found[:, :, 18:58], volume.expected()[:, :, 58:98])
-
-
-@given(st.integers(1, 300_000), st.integers(0, 2**32 - 1))
-@settings(max_examples=40)
-def test_the_queue_gives_the_smallest(size: int, seed: int) -> None:
-    """Numbers come and go; a heap says what is to come."""
-    rng = np.random.default_rng(seed)
-    words, starts = empty_queue(size)
-    heap: list[int] = []
-    for number in rng.permutation(size)[:200].tolist():
-        _push(words, starts, number)
-        heapq.heappush(heap, number)
-        if rng.random() < 0.4:
-            assert _pop(words, starts) == heapq.heappop(heap)
-    while heap:
-        assert _pop(words, starts) == heapq.heappop(heap)
-    assert _pop(words, starts) == -1
 
 
 # Seeds and known shapes
