@@ -289,10 +289,11 @@ def link_only(work: Path, joined: bool, count: int) -> tuple[Callable[[], Any], 
 
     from assembled import BY_CLASS, KEEP_ALL
     from voxelmill.grid import LabelGrid
+    from voxelmill.objects.components import row_type
     from voxelmill.objects.link import Parts, link_sample
 
     grid = LabelGrid.load(work / "s.grid.json")
-    objects = {"components": Parts(grid, work, BY_CLASS, 0).components}
+    objects = {"components": Parts(grid, work, BY_CLASS, "components", row_type(0, grid, BY_CLASS)).components}
 
     def run() -> None:
         objects["objects"] = link_sample(grid, work, BY_CLASS, KEEP_ALL, 0, work)[0]["objects"]

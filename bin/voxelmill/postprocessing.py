@@ -25,7 +25,7 @@ from voxelmill.files import read_json, write_json
 from voxelmill.grid import LabelGrid
 from voxelmill.image import Box
 from voxelmill.model.steps import Step, chosen_steps, describe
-from voxelmill.objects.components import FOREGROUND, Joining, label_shard, label_shards, open_block
+from voxelmill.objects.components import FOREGROUND, Joining, label_shard, label_shards, open_block, row_type
 from voxelmill.objects.link import Parts, join
 from voxelmill.store import create_label_levels, link, write_label_shard
 from voxelmill.task import Task
@@ -162,7 +162,7 @@ def keep_largest(labels: Labels, step: Step, scratch: Path) -> Removed:
             no_image,
             0,
         )
-    parts = Parts(grid, scratch, TOGETHER, 0)
+    parts = Parts(grid, scratch, TOGETHER, "components", row_type(0, grid, TOGETHER))
     rows = parts.rows()
     owner, count = join(len(rows), parts.pairs(rows["class_value"]))
     # sums of whole numbers below 2**53 are exact

@@ -23,7 +23,7 @@ import cc3d
 import numpy as np
 import zarr
 
-from voxelmill.archive import create_archive
+from voxelmill.archive import ArchiveWriter, create_archive
 from voxelmill.errors import TemporaryError
 from voxelmill.grid import LabelGrid
 from voxelmill.image import Box, StoredImage, slices, staged_image
@@ -336,6 +336,57 @@ class Kept:
     classes: np.ndarray
 
 
+class Layer:
+    """Components of a block's shards in an archive: how many, which of them touch, and the block's outer faces.
+
+    Shards are added in their order. Memory holds the faces of two layers of shards.
+
+    Parameters
+    ----------
+    grid : LabelGrid
+    block : int
+    joining : Joining
+    archive : ArchiveWriter
+        Gets ``shards`` (components, pairs, bytes per voxel of each kept face or 0), and for each shard that was added
+        ``pairs.<i>`` (numbers in the block, from 0) and ``face.<i>.<axis>.<side>``.
+    """
+
+    def __init__(self, grid: LabelGrid, block: int, joining: Joining, archive: ArchiveWriter):
+        self.grid, self.block, self.joining, self._archive = grid, block, joining, archive
+        self.boxes = grid.shards_of(block)
+        self.components = 0
+        self._kept: dict[tuple[int, ...], Kept] = {}
+        self._shards = np.zeros((len(self.boxes), 8), np.int64)
+
+    @property
+    def pairs(self) -> int:
+        return int(self._shards[:, 1].sum())
+
+    def add(self, place: int, found: Labelling, classes: np.ndarray) -> None:
+        """Add the components of a shard, by its place in the block; only those of one class can be joined."""
+        self._shards[place, 0] = found.count
+        if not self.grid.has_ids:
+            self._add_contacts(place, Kept(self.components, faces_of(found.components), classes))
+        self.components += found.count
+
+    def _add_contacts(self, place: int, this: Kept) -> None:
+        box = self.boxes[place]
+        at = self.grid.shard_index(box)
+        self._kept = {key: value for key, value in self._kept.items() if key[0] >= at[0] - 1}
+        pairs = pairs_with(this, at, self._kept, self.joining)
+        if len(pairs):
+            self._archive.add(f"pairs.{place}", pairs)
+            self._shards[place, 1] = len(pairs)
+        for axis, side in outer_faces(self.grid, self.block, box):
+            if (axis, side) in this.faces:
+                self._archive.add(f"face.{place}.{axis}.{side}", this.faces[axis, side])
+                self._shards[place, 2 + 2 * axis + side] = this.faces[axis, side].itemsize
+        self._kept[at] = this
+
+    def finish(self) -> None:
+        self._archive.add("shards", self._shards)
+
+
 def label_block(
     grid: LabelGrid,
     block: int,
@@ -372,9 +423,7 @@ def label_shards(
         Gives the labels (z, y, x) of a shard.
     joining : Joining
     out : Path
-        Archive to write: ``shards`` (components, pairs, bytes per voxel of each kept face or 0), and for each shard of
-        the block that has components ``rows.<i>``, ``pairs.<i>`` (numbers in the block, from 0) and
-        ``face.<i>.<axis>.<side>``.
+        Archive to write: what `Layer` has, and ``rows.<i>`` for each shard that has components.
     read : callable
         Gives raw values of the image.
     channels : int
@@ -390,40 +439,17 @@ def label_shards(
     TemporaryError
         Where a shard of the labels is missing or damaged.
     """
-    boxes = grid.shards_of(block)
-    kept: dict[tuple[int, ...], Kept] = {}
-    index = np.zeros((len(boxes), 8), np.int64)
-    offset = 0
     with create_archive(out) as archive:
-        for i, box in enumerate(boxes):
+        layer = Layer(grid, block, joining, archive)
+        for place, box in enumerate(layer.boxes):
             labels = labels_of(box)
-            if not labels.any():
-                continue
-            labelling = label_shard(labels, grid, joining)
-            rows = measure_shard(labels, labelling, box, grid, joining, read, channels)
-            archive.add(f"rows.{i}", rows)
-            index[i, 0] = labelling.count
-            if not grid.has_ids:
-                at = grid.shard_index(box)
-                this = Kept(offset, faces_of(labelling.components), class_of(rows))
-                kept = {key: value for key, value in kept.items() if key[0] >= at[0] - 1}
-                pairs = pairs_with(this, at, kept, joining)
-                if len(pairs):
-                    archive.add(f"pairs.{i}", pairs)
-                    index[i, 1] = len(pairs)
-                for axis, side in outer_faces(grid, block, box):
-                    if (axis, side) in this.faces:
-                        archive.add(f"face.{i}.{axis}.{side}", this.faces[axis, side])
-                        index[i, 2 + 2 * axis + side] = this.faces[axis, side].itemsize
-                kept[at] = this
-            offset += labelling.count
-        archive.add("shards", index)
-    return {"shards": len(boxes), "components": offset, "pairs": int(index[:, 1].sum())}
-
-
-def class_of(rows: np.ndarray) -> np.ndarray:
-    """What must be equal for two components to be joined: the class, or nothing where classes are mixed."""
-    return rows["class_value"].copy()
+            if labels.any():
+                labelling = label_shard(labels, grid, joining)
+                rows = measure_shard(labels, labelling, box, grid, joining, read, channels)
+                archive.add(f"rows.{place}", rows)
+                layer.add(place, labelling, rows["class_value"].copy())
+        layer.finish()
+    return {"shards": len(layer.boxes), "components": layer.components, "pairs": layer.pairs}
 
 
 def pairs_with(this: Kept, at: tuple[int, ...], kept: dict[tuple[int, ...], Kept], joining: Joining) -> np.ndarray:

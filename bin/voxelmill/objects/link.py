@@ -88,16 +88,25 @@ class Parts:
     rows themselves (80 bytes, and 32 per channel), rows of objects, columns of the table, and 16 bytes for each pair of
     components that touch. Faces are read two at a time.
 
+    Parameters
+    ----------
+    grid : LabelGrid
+    folder : Path
+        Holds ``<sample>.b<block>.<ending>`` of every reached block.
+    joining : Joining
+    ending : str
+    row_type : dtype
+        Of a component's row.
+
     Raises
     ------
     TemporaryError
         Here or later: a block's file is missing, damaged or belongs to another grid.
     """
 
-    def __init__(self, grid: LabelGrid, folder: Path, joining: Joining, channels: int):
-        self.grid, self.joining = grid, joining
-        self.row_type = row_type(channels, grid, joining)
-        self._folder = folder
+    def __init__(self, grid: LabelGrid, folder: Path, joining: Joining, ending: str, row_type: np.dtype):
+        self.grid, self.joining, self.row_type = grid, joining, row_type
+        self._folder, self._ending = folder, ending
         self._open = lru_cache(OPEN_ARCHIVES)(lambda block: Archive(self._path(block)))
         self._face = lru_cache(KEPT_FACES)(self._read_face)
         self.shards = {block: self._read_shards(block) for block in grid.reached}
@@ -118,7 +127,7 @@ class Parts:
         self.boxes = boxes
 
     def _path(self, block: int) -> Path:
-        return self._folder / f"{self.grid.sample}.b{block}.components"
+        return self._folder / f"{self.grid.sample}.b{block}.{self._ending}"
 
     def _read_shards(self, block: int) -> np.ndarray:
         return self._open(block).read("shards", (len(self.grid.shards_of(block)), 8), np.int64)
@@ -345,7 +354,7 @@ def link_sample(
             sample=grid.sample,
             remedy="give the sample's spacing, or use --min_object_voxels",
         )
-    parts = Parts(grid, folder, joining, channels)
+    parts = Parts(grid, folder, joining, "components", row_type(channels, grid, joining))
     rows = parts.rows()
     owner, count = objects_of(parts, rows)
     objects = merge(rows, owner, count)

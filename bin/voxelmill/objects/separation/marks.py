@@ -13,19 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from voxelmill.archive import Archive, ArchiveWriter, create_archive
+from voxelmill.archive import Archive, create_archive
 from voxelmill.files import write_json
 from voxelmill.grid import SEMANTIC, LabelGrid
-from voxelmill.image import Box, slices
+from voxelmill.image import slices
 from voxelmill.objects.components import (
     FOREGROUND,
     Joining,
-    Kept,
-    Labelling,
-    faces_of,
+    Layer,
     label_shard,
-    outer_faces,
-    pairs_with,
 )
 from voxelmill.objects.link import Parts, join
 from voxelmill.objects.separation.cores import CORE, HALO, count_cores, label_values, too_small
@@ -47,37 +43,6 @@ KEPT_TABLES = 32
 def masks(grid: LabelGrid) -> LabelGrid:
     """The grid of labels that are foreground or not."""
     return replace(grid, kind=SEMANTIC, values=(1,), dtype="uint8")
-
-
-class Layer:
-    """Components of one kind in the shards of a block, and which of them touch; see `components.label_shards`."""
-
-    def __init__(self, grid: LabelGrid, block: int, joining: Joining, archive: ArchiveWriter):
-        self.grid, self.block, self.joining, self._archive = grid, block, joining, archive
-        self._kept: dict[tuple[int, ...], Kept] = {}
-        self._shards = np.zeros((len(grid.shards_of(block)), 8), np.int64)
-        self._offset = 0
-
-    def add(self, place: int, box: Box, found: Labelling) -> None:
-        """Add a shard: its place in the block, its box in the sample, its components."""
-        at = self.grid.shard_index(box)
-        this = Kept(self._offset, faces_of(found.components), np.zeros(found.count, np.uint8))
-        self._kept = {key: value for key, value in self._kept.items() if key[0] >= at[0] - 1}
-        pairs = pairs_with(this, at, self._kept, self.joining)
-        self._shards[place, :2] = found.count, len(pairs)
-        if len(pairs):
-            self._archive.add(f"pairs.{place}", pairs)
-        for axis, side in outer_faces(self.grid, self.block, box):
-            if (axis, side) in this.faces:
-                self._archive.add(f"face.{place}.{axis}.{side}", this.faces[axis, side])
-                self._shards[place, 2 + 2 * axis + side] = this.faces[axis, side].itemsize
-        self._kept[at] = this
-        self._offset += found.count
-
-    def finish(self) -> int:
-        """Add what is known of all shards -> number of components."""
-        self._archive.add("shards", self._shards)
-        return self._offset
 
 
 def mark_block(labels: Gathered, block: int, core: int, border: int, out: Path) -> dict[str, int]:
@@ -110,12 +75,11 @@ def mark_block(labels: Gathered, block: int, core: int, border: int, out: Path) 
     grid = masks(labels.grid)
     name = f"{grid.sample}.b{block}"
     array = create_array(out / f"{name}.marks.zarr" / "0", grid.shape, "uint32", grid.shard, "zyx")
-    boxes = grid.shards_of(block)
     marked = 0
     with create_archive(out / f"{name}.cores") as of_cores, create_archive(out / f"{name}.regions") as of_regions:
         all_cores = Layer(grid, block, CORES, of_cores)
         all_regions = Layer(grid, block, REGIONS, of_regions)
-        for place, box in enumerate(boxes):
+        for place, box in enumerate(all_regions.boxes):
             window = widen(box, HALO, grid.shape)
             found = labels.read(window)
             here = slices(inside(box, window))
@@ -125,11 +89,11 @@ def mark_block(labels: Gathered, block: int, core: int, border: int, out: Path) 
                 array[slices(box)] = np.zeros(mask.shape, np.uint32)
                 continue
             regions = label_shard(mask.view(np.uint8), grid, REGIONS)
-            all_regions.add(place, box, regions)
+            all_regions.add(place, regions, np.zeros(regions.count, np.uint8))
             marks = regions.components.astype(np.uint32)
             if is_core[here].any():
                 cores = label_shard(is_core[here].view(np.uint8), grid, CORES)
-                all_cores.add(place, box, cores)
+                all_cores.add(place, cores, np.zeros(cores.count, np.uint8))
                 rows = np.zeros(cores.count, MARKED)
                 counts = count_cores(is_core, cores.components, cores.count, window, box, grid.shape)
                 for field in CORE.names or ():
@@ -141,10 +105,11 @@ def mark_block(labels: Gathered, block: int, core: int, border: int, out: Path) 
                 np.copyto(marks, cores.components, where=is_core[here])
             array[slices(box)] = marks
             marked += int(mask.sum())
-        counts_of_block = {"shards": len(boxes), "cores": all_cores.finish(), "regions": all_regions.finish()}
+        all_cores.finish()
+        all_regions.finish()
     voxels = int(np.prod([stop - start for start, stop in grid.block_box(block)], dtype=np.int64))
     write_json(out / f"{name}.marks.zarr" / "counts.json", {"0": voxels - marked, "1": marked})
-    return counts_of_block
+    return {"shards": len(all_regions.boxes), "cores": all_cores.components, "regions": all_regions.components}
 
 
 def mark_group(batch: str, group: int, folder: Path, labels: Sequence[str], record: Task) -> None:
@@ -172,20 +137,9 @@ def mark_group(batch: str, group: int, folder: Path, labels: Sequence[str], reco
             total[name] += n
 
 
-class Found(Parts):
-    """Components of one kind of all blocks of a sample, from the archives ``<sample>.b<block>.<ending>``."""
-
-    def __init__(self, grid: LabelGrid, folder: Path, joining: Joining, ending: str):
-        self._ending = ending
-        super().__init__(grid, folder, joining, 0)
-        self.row_type = MARKED
-
-    def _path(self, block: int) -> Path:
-        return self._folder / f"{self.grid.sample}.b{block}.{self._ending}"
-
-    def joined(self) -> tuple[np.ndarray, int]:
-        """Component of the sample that each of a shard belongs to, and how many there are."""
-        return join(self.components, self.pairs(np.zeros(self.components, np.uint8)))
+def joined(parts: Parts) -> tuple[np.ndarray, int]:
+    """Component of the sample that each of a shard belongs to, and how many there are."""
+    return join(parts.components, parts.pairs(np.zeros(parts.components, np.uint8)))
 
 
 def link_cores(grid: LabelGrid, folder: Path, out: Path) -> dict[str, int]:
@@ -214,11 +168,11 @@ def link_cores(grid: LabelGrid, folder: Path, out: Path) -> dict[str, int]:
         Where a file of a block is missing or damaged.
     """
     grid = masks(grid)
-    cores = Found(grid, folder, CORES, "cores")
-    regions = Found(grid, folder, REGIONS, "regions")
+    cores = Parts(grid, folder, CORES, "cores", MARKED)
+    regions = Parts(grid, folder, REGIONS, "regions", MARKED)
     rows = cores.rows()
-    core_of, n_cores = cores.joined()
-    region_of, n_regions = regions.joined()
+    core_of, n_cores = joined(cores)
+    region_of, n_regions = joined(regions)
     whole = np.zeros(n_cores, CORE)
     for name in ("voxels", "thin", "deep"):
         np.add.at(whole[name], core_of, rows[name])
