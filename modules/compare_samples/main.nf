@@ -11,7 +11,7 @@ process COMPARE_SAMPLES {
     output:
     path 'cohort.json', emit: cohort
     path 'objects.{csv,parquet}', emit: tables
-    path 'lengths_by_group.{png,svg}', emit: charts, optional: true
+    path '{lengths,sizes}_by_group.{png,svg}', emit: charts, optional: true
     path 'compare_samples/compare_samples.compare_samples.json', emit: record
 
     script:

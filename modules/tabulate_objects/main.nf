@@ -1,4 +1,4 @@
-// Linked objects and their measures -> tables, JSON, a chart and the report's pictures.
+// Linked objects and their measures -> tables, JSON, charts and the report's pictures.
 process TABULATE_OBJECTS {
     tag "${meta.id}"
     label 'process_single'
@@ -10,7 +10,7 @@ process TABULATE_OBJECTS {
 
     output:
     tuple val(meta), path('*/*.objects.parquet'), path('*/*.objects.json'), emit: tables
-    path '*/*.{objects.csv,profiles.parquet,axons.json,lengths.png,lengths.svg}', emit: files
+    path '*/*.{objects.csv,profiles.parquet,axons.json,lengths.png,lengths.svg,sizes.png,sizes.svg}', emit: files // which of them, --measure decides
     path '*/*.gallery.npz', emit: gallery
     path "${meta.id}/${meta.id}.tabulate_objects.json", emit: record
 
@@ -23,7 +23,7 @@ process TABULATE_OBJECTS {
     """
     for sample in ${meta.samples.join(' ')}; do
         mkdir -p \$sample
-        for file in objects.csv objects.parquet objects.json profiles.parquet axons.json lengths.png lengths.svg gallery.npz; do
+        for file in objects.csv objects.parquet objects.json profiles.parquet axons.json lengths.png lengths.svg sizes.png sizes.svg gallery.npz; do
             touch \$sample/\$sample.\$file
         done
     done
