@@ -30,6 +30,9 @@ PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 CONTACTS = 64
 """Room for the ids of others that an object touches, until more is needed."""
 
+RECENT = 16
+"""So many others that an object touched last are not written down again."""
+
 ROUNDING = 1e-9
 """A variance below this share of the largest one is 0 but for rounding."""
 
@@ -357,12 +360,16 @@ def _count(
                         if other == number or other == 0:
                             continue
                         faces[k, side >> 1] += 1
-                        # most faces in a row are shared with the same object
+                        # most faces in a row are shared with the same object, most of the rest with one of a few
                         if other != latest:
                             latest = other
-                            if used < others.size:
-                                others[used] = other
-                            used += 1
+                            known = False
+                            for i in range(max(starts[k], used - RECENT), min(used, others.size)):
+                                known |= others[i] == other
+                            if not known:
+                                if used < others.size:
+                                    others[used] = other
+                                used += 1
                 voxels[k] += in_line
                 first[k, 0] += z * in_line
                 first[k, 1] += y * in_line
