@@ -10,9 +10,9 @@ import zarr
 
 from voxelmill.errors import TemporaryError
 from voxelmill.files import read_json, write_json
-from voxelmill.grid import INSTANCES, LabelGrid
+from voxelmill.grid import INSTANCES, SEPARATED, LabelGrid
 from voxelmill.image import Box, cut_box, slices, whole
-from voxelmill.pictures import PictureBuilder, save_pictures
+from voxelmill.pictures import OBJECTS, PICTURES, PictureBuilder, save_pictures
 from voxelmill.seams import seam_ratios
 from voxelmill.store import (
     CHUNK,
@@ -26,6 +26,9 @@ from voxelmill.store import (
     write_label_shard,
 )
 from voxelmill.task import Task
+
+TOUCHING = (INSTANCES, SEPARATED)
+"""Kinds of blocks whose objects may touch."""
 
 FULL = 0.999
 """Share of one class above which a mask is reported as full."""
@@ -67,7 +70,8 @@ def compose_store(grid: LabelGrid, blocks: Path, out: Path, linked: dict[str, An
         voxels = voxels or found
     write_group(store, {"labels": list(layers)})
     first = next(iter(layers.values()))
-    write_pictures(grid, first, out / f"{grid.sample}.label_pictures.npz")
+    objects = layers["instances"] if linked is not None and linked["kind"] in TOUCHING else None
+    write_pictures(grid, first, objects, out / f"{grid.sample}.label_pictures.npz")
     summary = summarise(grid, voxels) | {
         "objects": None if linked is None else linked["objects"],
         "seams": seam_ratios(first, grid.cuts, grid.shard),
@@ -154,14 +158,21 @@ def class_colours(grid: LabelGrid) -> dict[str, Any]:
     }
 
 
-def write_pictures(grid: LabelGrid, labels: zarr.Array, path: Path) -> None:
-    """Maximum projections and middle slices of the classes, on the pixel grid of the image's pictures."""
+def write_pictures(grid: LabelGrid, labels: zarr.Array, objects: zarr.Array | None, path: Path) -> None:
+    """Maximum projections and middle slices of the classes, on the pixel grid of the image's pictures.
+
+    Where objects may touch, their ids in the middle slices as well, under the same keys with `OBJECTS` in front.
+    """
     given = grid.kind == INSTANCES
     pictures = PictureBuilder(grid.shape, 1, np.dtype("uint8" if given else grid.dtype))
+    ids = None if objects is None else PictureBuilder(grid.shape, 1, objects.dtype)
     for box in grid.shard_boxes():
         found = np.asarray(labels[slices(box)])
         pictures.update(box, (found > 0).astype(np.uint8) if given else found)
-    save_pictures(path, pictures.arrays())
+        if objects is not None and ids is not None:
+            ids.update(box, np.asarray(objects[slices(box)]))
+    cut = {} if ids is None else {OBJECTS + key: ids.arrays()[key] for key in PICTURES if key.startswith("mid")}
+    save_pictures(path, pictures.arrays() | cut)
 
 
 def summarise(grid: LabelGrid, voxels: dict[int, int]) -> dict[str, Any]:

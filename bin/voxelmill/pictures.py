@@ -14,6 +14,9 @@ AXES = "zyx"
 PICTURES = tuple(f"{kind}_{axis}" for kind in ("max", "mid") for axis in AXES)
 """Keys of a picture file: ``max_z`` is the projection along z, with axes y and x; ``mid_z`` the slice at its middle."""
 
+OBJECTS = "objects_"
+"""In front of such a key: ids of objects, whose outlines part them where they touch."""
+
 
 class PictureBuilder:
     """Collects the pictures of a volume from blocks that come in any order.

@@ -19,7 +19,7 @@ from skimage.segmentation import find_boundaries
 from reported import WHEN, Folder, Page, gradient, label_volume, pictures_of
 from voxelmill.errors import TemporaryError
 from voxelmill.files import read_json, write_json
-from voxelmill.pictures import PICTURES, PictureBuilder, stretch
+from voxelmill.pictures import OBJECTS, PICTURES, PictureBuilder, stretch
 from voxelmill.report import arrival, render
 from voxelmill.report.collect import collect_run
 from voxelmill.report.figures import COLOURS, class_indices, outline_mask, sample_views, scale_bar
@@ -135,6 +135,30 @@ def test_layers_have_the_class_colours_at_the_boundaries() -> None:
             seen = {tuple(pixel) for pixel in layer[(expected == value) & (layer[..., 3] > 0)][:, :3]}
             assert seen <= {tuple(bytes.fromhex(colour[1:]))}
         assert max(layer.shape) == 1024
+
+
+def test_objects_that_touch_are_parted_in_the_slices() -> None:
+    """In slices the outlines are those of the ids, in the colour of the class; in the projection those of the class."""
+    shape = (6, 20, 24)
+    volume = np.zeros(shape, np.uint8)
+    volume[1:5, 4:16, 4:20] = 2
+    labels = pictures_of(volume)
+    ids = volume.astype(np.uint32) * 70_000
+    ids[:, :, 12:] *= 2
+    ids[:, 15:] = 0
+    parted = {OBJECTS + key: picture for key, picture in pictures_of(ids).items() if key.startswith("mid")}
+    images = stretch(pictures_of(gradient(shape)))
+    args = (shape, (1.0, 1.0, 1.0), "um", images)
+    (views,) = sample_views(*args, labels | parted, ["signal"], class_indices((1, 2)), 10**7)
+    (without,) = sample_views(*args, labels, ["signal"], class_indices((1, 2)), 10**7)
+    assert views.figures[0].outlines == without.figures[0].outlines
+    layer = np.array(decoded(views.figures[1].outlines).convert("RGBA"))
+    expected = ids[shape[0] // 2]
+    rows, columns = (np.arange(n) * m // n for n, m in zip(layer.shape[:2], expected.shape, strict=True))
+    expected = expected[np.ix_(rows, columns)]
+    assert (layer[..., 3][find_boundaries(expected, connectivity=2, mode="inner")] == 255).all()
+    assert (layer[..., 3][expected == 0] == 0).all()
+    assert {tuple(pixel) for pixel in layer[layer[..., 3] > 0][:, :3]} == {tuple(bytes.fromhex(COLOURS[1][1:]))}
 
 
 def test_pictures_keep_the_physical_aspect() -> None:

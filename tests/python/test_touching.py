@@ -59,6 +59,9 @@ def test_particles_are_separated_measured_and_evaluated(tmp_path: Path) -> None:
     assert "surface_um2" in table.column_names and "longest_path_um" not in table.column_names
     assert sum(table["neighbours"].to_pylist()) > 0
 
+    pictures = next(tmp_path.glob("work/*/*/p/p.label_pictures.npz"))
+    np.testing.assert_array_equal(np.load(pictures)["objects_mid_z"][0], found[found.shape[0] // 2])
+
     foreground = ("--components_of", "foreground", "--seed_distance", "3", "--measure", "shape")
     again = finished(tmp_path, *given, "--instances", "watershed", *foreground, "--outdir", "basins", "-resume")
     assert {"CHECK_INPUT", "IMPORT_IMAGE (p)"} & tasks(again, "Cached") == {"IMPORT_IMAGE (p)"}

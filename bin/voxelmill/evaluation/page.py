@@ -121,13 +121,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class Strip:
-    """One measure over samples: a dot for each from 0 to 100, and their median."""
+    """One measure over samples: a dot for each from 0 to 100, and their median; whether it is a share from 0 to 1."""
 
     name: str
     of: str
     unit: str
     numbers: Mapping[str, Any]
-    digits: int
+    share: bool
     dots: tuple[float, ...]
     median: float | None
 
@@ -271,9 +271,9 @@ def environment() -> jinja2.Environment:
     return made
 
 
-def score(value: float | None, digits: int = 3) -> str:
+def score(value: float | None) -> str:
     """A share with three digits behind the point; a dash for none."""
-    return text.NOTHING if value is None else f"{value:.{digits}f}"
+    return text.NOTHING if value is None else f"{value:.3f}"
 
 
 def shown(one: Scores, number: int, pictures: Path | None, most: int) -> Shown:
@@ -336,7 +336,7 @@ def strips(evaluated: Iterable[Scores]) -> Iterable[Strip]:
             of=rows[0].name,
             unit=UNITS.get(unit or "", ""),
             numbers=numbers,
-            digits=0 if beyond else 3,
+            share=not beyond,
             dots=tuple(round(row.value * scale, 2) for row in rows if row.value is not None),
             median=None if numbers["median"] is None else round(numbers["median"] * scale, 2),
         )

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from voxelmill.evaluation.instances import threshold_scores
+
 FIRST = 0.5
 """IoU at which an object counts as found."""
 
@@ -161,14 +163,5 @@ def pooled(samples: Iterable[Scores]) -> list[dict[str, Any]] | None:
             sums.setdefault(row["iou"], np.zeros(3, np.int64))
             sums[row["iou"]] += (row["tp"], row["fp"], row["fn"])
 
-    def share(part: int, whole: int) -> float | None:
-        return part / whole if whole else None
-
-    rows = [(iou, int(counts[0]), int(counts[1]), int(counts[2])) for iou, counts in sorted(sums.items())]
-    return [
-        {
-            "iou": iou, "tp": tp, "fp": fp, "fn": fn, "precision": share(tp, tp + fp), "recall": share(tp, tp + fn),
-            "f1": share(2 * tp, 2 * tp + fp + fn), "ap": share(tp, tp + fp + fn),
-        }
-        for iou, tp, fp, fn in rows
-    ] or None  # fmt: skip
+    rows = [(iou, *map(int, counts)) for iou, counts in sorted(sums.items())]
+    return [threshold_scores(tp, tp + fn, tp + fp, round(100 * iou)) for iou, tp, fp, fn in rows] or None

@@ -369,6 +369,7 @@ def link_sample(
     ids = number_objects(objects, kept, grid.kind == INSTANCES)
     summary = {
         "sample": grid.sample,
+        "kind": grid.kind,
         "components": count,
         "objects": int(kept.sum()),
         "dtype": id_type(int(ids.max(initial=0))),

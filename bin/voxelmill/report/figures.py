@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from voxelmill.pictures import OBJECTS
+
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 """Okabe and Ito's palette without black, brightest first."""
 
@@ -93,12 +95,16 @@ class Views:
 
 @dataclass(frozen=True)
 class _View:
-    """One picture before it is encoded: pixels of the image and the labels, and its physical size (height, width)."""
+    """One picture before it is encoded: pixels of the image and the labels, and its physical size (height, width).
+
+    ``parted`` are ids of objects that may touch, whose outlines are drawn instead of those of the labels.
+    """
 
     area: str
     title: str
     grey: np.ndarray
     labels: np.ndarray | None
+    parted: np.ndarray | None
     extent: tuple[float, float]
 
 
@@ -150,7 +156,7 @@ def sample_views(
     pictures : mapping
         Contents of ``<sample>.projections.npz``: uint8 (channels, height, width), and ``limits``.
     labels : mapping or None
-        Contents of ``<sample>.label_pictures.npz``: label values (1, height, width).
+        Contents of ``<sample>.label_pictures.npz``: label values (1, height, width), and ids of objects that may touch.
     channels : sequence of str
         Names in the model's order.
     colours : mapping
@@ -219,7 +225,7 @@ def object_figure(
     colour : int
         Index in `COLOURS`.
     """
-    view = _View("", title, grey, mask.astype(np.uint8), extent)
+    view = _View("", title, grey, mask.astype(np.uint8), None, extent)
     image, outlines = _encode(view, OBJECT_LONGEST, 80, {1: colour}, radius=2)
     aspect = extent[1] / extent[0]
     steps = np.linspace(0, len(path) - 1, min(len(path), PATH_POINTS)).round().astype(int)
@@ -263,10 +269,10 @@ def _views(
 
     def view(area: str, title: str, key: str, extent: tuple[float, float], turned: bool = False) -> _View:
         grey = pictures[key][channel]
-        mask = None if labels is None else labels[key][0]
+        mask, ids = (None if labels is None or name not in labels else labels[name][0] for name in (key, OBJECTS + key))
         if turned:
-            grey, mask = grey.T, None if mask is None else mask.T
-        return _View(area, title, grey, mask, extent)
+            grey, mask, ids = (None if array is None else array.T for array in (grey, mask, ids))
+        return _View(area, title, grey, mask, ids, extent)
 
     if shape[0] == 1:
         return [view("z", "Image", "mid_z", (y, x))]
@@ -325,7 +331,8 @@ def _encode(view: _View, longest: int, quality: int, colours: Mapping[int, int],
         return grey, None
     height, width = _pixels(view.extent, longest)
     labels = _nearest(view.labels, height, width)
-    index = np.where(outline_mask(labels, radius), _lookup(labels, colours), 0).astype(np.uint8)
+    edges = outline_mask(labels if view.parted is None else _nearest(view.parted, height, width), radius)
+    index = np.where(edges, _lookup(labels, colours), 0).astype(np.uint8)
     layer = Image.fromarray(index, mode="P")
     layer.putpalette(bytes(3) + b"".join(_rgb(colour) for colour in COLOURS))
     return grey, _data_address(layer, "PNG", transparency=0, bits=4)

@@ -141,8 +141,9 @@ class ObjectTable:
     def quantity(self, label: str) -> Quantity | None:
         return next((quantity for quantity in self.quantities if quantity.label == label), None)
 
-    def of_class(self, value: int) -> ObjectClass | None:
-        return next((row for row in self.classes if row.value == value), None)
+    def of_class(self, value: int, name: str) -> ObjectClass | None:
+        """Objects of a class of the labels; None where objects have classes of their own, made of cores and borders."""
+        return next((row for row in self.classes if (row.value, row.name) == (value, name)), None)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def separate_box(method: Method, box: Box, shape: tuple[int, ...], limit: int) -
     while parts:
         part, halo = parts.pop()
         window = widen(part, halo, shape)
-        least = tuple(min(n, min(side, halo) + 2 * halo) for side, n in zip(sides(part), shape, strict=True))
+        least = tuple(min(n, min(side, halo) + 2 * halo) for side, n in zip(sides(part), sides(window), strict=True))
         if math.prod(sides(window)) * method.bytes_per_voxel <= limit:
             found = method.flood(window)[slices(inside(part, window))]
         elif math.prod(least) * method.bytes_per_voxel <= limit:
@@ -156,7 +156,7 @@ def too_large(least: tuple[int, ...], window: Box, needed: int, limit: int) -> U
         f"objects that touch in {where} (z, y, x) cannot be told apart with less than {size} voxels at a time, "
         f"which need {needed / 1e9:.1f} GB",
         expected=f"at most {limit / 1e9:.1f} GB",
-        remedy=f"give --memory_budget at least {needed / 1e9 + 1:.1f} GB, or make the seed distance smaller",
+        remedy=f"give --memory_budget at least {needed / 1e9 + 1:.1f} GB",
     )
 
 
