@@ -163,5 +163,5 @@ def pooled(samples: Iterable[Scores]) -> list[dict[str, Any]] | None:
             sums.setdefault(row["iou"], np.zeros(3, np.int64))
             sums[row["iou"]] += (row["tp"], row["fp"], row["fn"])
 
-    rows = [(iou, *map(int, counts)) for iou, counts in sorted(sums.items())]
-    return [threshold_scores(tp, tp + fn, tp + fp, round(100 * iou)) for iou, tp, fp, fn in rows] or None
+    rows = [(round(100 * iou), counts.tolist()) for iou, counts in sorted(sums.items())]
+    return [threshold_scores(tp, tp + fn, tp + fp, percent) for percent, (tp, fp, fn) in rows] or None
