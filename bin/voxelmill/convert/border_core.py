@@ -6,11 +6,9 @@ A network that learns them finds objects that touch, because no two cores do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
-import numba
 import numpy as np
 
 from voxelmill.convert.resampling import step_side
@@ -20,8 +18,7 @@ from voxelmill.errors import UsageError
 from voxelmill.formats.base import ImageSource
 from voxelmill.formats.spacing import Triple
 from voxelmill.image import Box, cut_box
-
-Function = TypeVar("Function", bound=Callable)
+from voxelmill.objects.thinning import compiled
 
 BACKGROUND, CORE, BORDER = 0, 1, 2
 NAMES = {CORE: "core", BORDER: "border"}
@@ -34,12 +31,6 @@ WIDEST = 255
 
 STEP_VOXELS = 4_000_000
 """Voxels that are labelled at once: of 64-bit instances, in about 20 bytes each."""
-
-
-def compiled(function: Function) -> Function:
-    """Compile to machine code at the first call."""
-    machine_code: Any = numba.njit(nogil=True, error_model="numpy")(function)
-    return machine_code
 
 
 def border_core_labels(
