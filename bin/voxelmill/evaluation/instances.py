@@ -278,7 +278,7 @@ def best_iou(pairing: Pairing, best: np.ndarray) -> np.ndarray:
 
 
 def worst_objects(pairing: Pairing, count: int, each: int = 3) -> list[dict[str, Any]]:
-    """Objects with most wrong voxels, worst first, and some of each kind.
+    """Objects with most voxels times 1 - IoU (of the best partner), worst first, and some of each kind.
 
     Parameters
     ----------
