@@ -166,6 +166,13 @@ def test_thin_objects_have_no_ratio_without_a_divisor() -> None:
     np.testing.assert_array_equal(found["axis_3"], [0, 0, 0, 0])
 
 
+def test_a_very_long_object_keeps_its_thickness() -> None:
+    length = 200_000
+    rod = measure(np.ones((3, 3, length), np.uint8), (1.0, 1.0, 1.0))
+    assert rod["axis_1"][0] == pytest.approx(2 * math.sqrt(5 * (length**2 - 1) / 12))
+    assert rod["axis_2"][0] == rod["axis_3"][0] == pytest.approx(2 * math.sqrt(5 * 2 / 3))
+
+
 @pytest.mark.parametrize("direction", [(1, 1, 1), (0, 1, 2), (3, 1, 2)])
 def test_a_line_has_one_axis_in_any_direction(direction: tuple[int, int, int]) -> None:
     for n in range(2, 14):

@@ -33,8 +33,11 @@ CONTACTS = 64
 RECENT = 16
 """So many others that an object touched last are not written down again."""
 
-ROUNDING = 1e-9
+ROUNDING = 1e-12
 """A variance below this share of the largest one is 0 but for rounding."""
+
+LARGE = 2.0**62
+"""Products of voxels and sums of products from which on 64 bits may be too few."""
 
 CORNERS = np.array(list(itertools.product((0, 1), repeat=3)))
 """Corner k of a cube of eight voxels; bit k of its case is set where the voxel is of the object."""
@@ -217,12 +220,18 @@ def measures_of(counts: Counts, spacing: Sequence[float], plane: int | None) -> 
 
 
 def covariance(counts: Counts, sides: np.ndarray) -> np.ndarray:
-    """Covariances of the positions of objects' voxels: (n, 3, 3) float64."""
+    """Covariances of the positions of objects' voxels: (n, 3, 3) float64.
+
+    Differences are taken of whole numbers: of an object that is very long they are far smaller than what they are of.
+    """
     n = counts.voxels.astype(np.float64)
-    first, second = counts.first.astype(np.float64), counts.second.astype(np.float64)
     found = np.empty((len(n), 3, 3))
-    for k, (i, j) in enumerate(PAIRS):
-        found[:, i, j] = found[:, j, i] = (second[:, k] - first[:, i] * first[:, j] / n) / n * (sides[i] * sides[j])
+    large = n * counts.second.max(axis=1, initial=0).astype(np.float64) >= LARGE
+    for kind, rows in ((np.int64, ~large), (object, large)):
+        voxels, first, second = (whole[rows].astype(kind) for whole in (counts.voxels, counts.first, counts.second))
+        for k, (i, j) in enumerate(PAIRS):
+            spread = (voxels * second[:, k] - first[:, i] * first[:, j]).astype(np.float64)
+            found[rows, i, j] = found[rows, j, i] = spread / n[rows] ** 2 * (sides[i] * sides[j])
     return found
 
 
