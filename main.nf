@@ -37,7 +37,7 @@ workflow {
         export: params.export,
         options: [
             pack: flags(values, ['folds', 'checkpoint', 'spacing_unit', 'trust_model']),
-            check: flags(values, ['axes', 'series', 'timepoint', 'level', 'dataset', 'channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'save_probabilities', 'postprocessing', 'allow_spacing_mismatch', 'min_object_volume', 'evaluate', 'ignore_label'] + (params.workflow == 'convert' ? conversion : params.instances == 'border_core' ? ['core_label', 'border_label'] : [])),
+            check: flags(values, ['axes', 'series', 'timepoint', 'level', 'dataset', 'channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'save_probabilities', 'postprocessing', 'allow_spacing_mismatch', 'min_object_volume', 'evaluate', 'ignore_label', 'method'] + (params.workflow == 'convert' ? conversion : params.instances == 'border_core' ? ['core_label', 'border_label'] : [])),
             import_image: flags(values, ['shard_size']),
             average: flags(values, ['save_probabilities']),
             plan: flags(values, ['save_probabilities', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'tile_size', 'task_minutes', 'memory_budget', 'shard_size']),

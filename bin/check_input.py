@@ -26,6 +26,9 @@ from voxelmill.schedule import tile_shape
 from voxelmill.task import task
 
 PATH = click.Path(path_type=Path)
+ID_LAYERS = {"border_core": 2, "watershed": 1}
+"""Way to separate objects that touch -> arrays of numbers that it writes on the way: marks and ids, or ids."""
+
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -97,6 +100,7 @@ def request(values: Mapping[str, Any]) -> Request | None:
 @click.option("--repair-header", type=click.Choice(["qform", "sform"]))
 @click.option("--align-labels", is_flag=True)
 @click.option("--border-core", help="Instances become border-core labels with borders of this thickness.")
+@click.option("--method", default="components", help="How objects are found.")
 @click.option("--core-label", help="Name or number of the label of cores, where objects are made of them.")
 @click.option("--border-label")
 @click.option("--evaluate", is_flag=True, help="Labels are to be compared with the truth.")
@@ -135,6 +139,7 @@ def main(
                 threads=values["threads"],
                 task_seconds=60 * values["task_minutes"],
                 probabilities=values["save_probabilities"],
+                id_layers=ID_LAYERS.get(values["method"], 0),
             ),
         )
         configs = [load_config(package) for package in packages]

@@ -34,14 +34,21 @@ def mutualFaults(values, schema) {
     def sheet = values.input && values.input.toString().toLowerCase().endsWith('.csv')
     def modelless = segmenting && !values.model && values.input && !sheet
     def dangling = values.cleanup && values.publish_dir_mode.toString().endsWith('link') && values.publish_dir_mode != 'link'
-    def idle = (idleGroups(schema, job) + (segmenting ? [] : ['flip', 'intensity', 'stop_after', 'postprocessing', 'save_probabilities', 'save_patches']))
-        .findAll { name -> values[name] != null && values[name].toString() != properties(schema)[name]['default'].toString() }
+    def idle = (idleGroups(schema, job) + (segmenting ? [] : ['flip', 'intensity', 'stop_after', 'postprocessing', 'save_probabilities', 'save_patches', 'instances', 'core_label', 'border_label', 'seed_distance']))
+        .findAll { name -> changed(values, schema, name) }
         .collect { name -> "--${name} has no effect with --workflow ${job}" }
+    def unread = [core_label: 'border_core', border_label: 'border_core', seed_distance: 'watershed']
+        .findAll { name, method -> segmenting && values.instances != method && changed(values, schema, name) }
+        .collect { name, method -> "--${name} has no effect without --instances ${method}" }
     def ambiguous = values.postprocessing == 'model' && values.model.toString().contains(';')
-    return idle + (modelless ? ["--model is missing: ${properties(schema).model.description}"] : []) +
+    return idle + unread + (modelless ? ["--model is missing: ${properties(schema).model.description}"] : []) +
         (job == 'evaluate' && values.input && !sheet ? ['--workflow evaluate reads a samplesheet, whose column truth names what labels are compared with'] : []) +
         (ambiguous ? ['--postprocessing model is that of one model; for several name the postprocessing.json that nnU-Net found for them'] : []) +
         (dangling ? ["--cleanup would delete what the results of --publish_dir_mode ${values.publish_dir_mode} point to"] : [])
+}
+
+def changed(values, schema, name) {
+    return values[name] != null && values[name].toString() != properties(schema)[name]['default'].toString()
 }
 
 // Params of the other workflows

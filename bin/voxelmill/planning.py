@@ -43,7 +43,7 @@ class Options:
 
     ``tile_size`` is in source voxels (z, y, x), None for the largest tiles that ``memory_budget`` (bytes of one task)
     and ``task_seconds`` (by the estimate) allow. ``shard_size`` is in voxels. ``probabilities`` is the type in which
-    probabilities are kept, None for labels alone.
+    probabilities are kept, None for labels alone. ``id_layers`` are written besides the labels to separate objects.
     """
 
     step_size: float = 0.5
@@ -57,6 +57,7 @@ class Options:
     tile_size: tuple[int, ...] | None = None
     shard_size: int = 256
     probabilities: str | None = None
+    id_layers: int = 0
 
 
 def window_starts(length: int, patch: int, step_size: float) -> tuple[int, ...]:

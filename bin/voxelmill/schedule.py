@@ -105,7 +105,7 @@ def estimate(config: ModelConfig, shape: tuple[int, ...], spacing: tuple[float, 
         memory_bytes=plan.memory_bytes,
         work_bytes=IMAGE_BYTES * voxels * len(config.channel_names)
         + 6 * sent["sums"]
-        + label_work(voxels)
+        + label_work(voxels, options.id_layers)
         + probability_bytes(likely, plan.probabilities),
         output_bytes=label_output(voxels) + probability_bytes(plan.heads * voxels, plan.probabilities),
     )
@@ -153,14 +153,14 @@ def estimate_given(shape: tuple[int, ...], channels: int, options: Options) -> E
         tiles=0,
         seconds=0.0,
         memory_bytes=options.memory_budget,
-        work_bytes=IMAGE_BYTES * voxels * channels + label_work(voxels),
+        work_bytes=IMAGE_BYTES * voxels * channels + label_work(voxels, options.id_layers),
         output_bytes=label_output(voxels),
     )
 
 
-def label_work(voxels: int) -> int:
-    """Bytes of the label blocks, the store that takes them up and the exported files."""
-    return LAYERS * voxels // 4 + label_output(voxels)
+def label_work(voxels: int, id_layers: int) -> int:
+    """Bytes of the label blocks, those of ids, the store that takes them up and the exported files."""
+    return (LAYERS + id_layers) * voxels // 4 + label_output(voxels)
 
 
 def label_output(voxels: int) -> int:

@@ -26,6 +26,30 @@ REPORTED_PACKAGES = (
 MODULES = {"scikit-image": "skimage", "connected-components-3d": "cc3d"}
 
 
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Progress:
+    """Lines in the task's log: how many things are done, speed, time left."""
+
+    def __init__(self, total: int, things: str):
+        self.total, self.things, self.done = total, things, 0
+        self.started = self.shown = time.monotonic()
+
+    def advance(self, number: int) -> None:
+        self.done += number
+        now = time.monotonic()
+        if now - self.shown > SECONDS_BETWEEN_LINES or self.done == self.total:
+            self.shown = now
+            speed = self.done / max(now - self.started, 1e-3)
+            print(
+                f"{self.done} of {self.total} {self.things}, {speed:.3g} {self.things}/s, "
+                f"{(self.total - self.done) / speed:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
 @dataclass
 class Task:
     """Record of one task for the report; written as ``<name>/<name>.<process>[.<part>].json``.

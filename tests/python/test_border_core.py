@@ -27,6 +27,7 @@ from voxelmill.objects.separation.border_core import BorderCore, border_core_ins
 from voxelmill.objects.separation.gather import BORDER_CORE, Gathered, gather_blocks, separated_grid
 from voxelmill.objects.separation.marks import Markers, link_cores, mark_block
 from voxelmill.objects.separation.windows import separate_block
+from voxelmill.task import Progress
 
 CORE, BORDER = 1, 2
 PLENTY = 10**9
@@ -81,7 +82,7 @@ def separate_marks(grid: LabelGrid, folder: Path, limit: int, halo: int) -> np.n
     ids = np.zeros(grid.shape, np.uint64)
     for block in grid.reached:
         out = folder / grid.block_name(block)
-        separate_block(method, grid, block, out, limit)
+        separate_block(method, grid, block, out, limit, Progress(1, "shards"))
         here = slices(grid.block_box(block))
         ids[here] = zarr.open_array(str(out), path="0", mode="r")[here]
     return ids

@@ -141,6 +141,13 @@ def test_tiles_fit_the_memory_budget(config: ModelConfig) -> None:
         estimate(config, shape, spacing, Options(memory_budget=800_000_000))
 
 
+def test_ids_of_separated_objects_are_part_of_the_estimate(config: ModelConfig) -> None:
+    shape, spacing = (256, 256, 256), (1000.0, 1000.0, 1000.0)
+    none, one, two = (estimate(config, shape, spacing, Options(id_layers=n)) for n in range(3))
+    assert one.work_bytes - none.work_bytes == two.work_bytes - one.work_bytes == 256**3 // 4
+    assert none.output_bytes == two.output_bytes
+
+
 def test_probabilities_are_part_of_the_estimate(config: ModelConfig, tmp_path: Path) -> None:
     shape, spacing = (256, 256, 256), (1000.0, 1000.0, 1000.0)
     values = config.heads * 256**3

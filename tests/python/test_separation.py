@@ -33,6 +33,7 @@ from voxelmill.objects.separation.gather import BORDER_CORE, WATERSHED, Gathered
 from voxelmill.objects.separation.separate import window_bytes
 from voxelmill.objects.separation.windows import UNDECIDED, separate_block, separate_box
 from voxelmill.rows import BlockRow, write_rows
+from voxelmill.task import Progress
 
 ENDLESS = 10**6
 
@@ -145,7 +146,7 @@ def test_memory_that_is_too_small_is_an_error_that_says_how_much(tmp_path: Path)
     needs[20, 20, 20] = 15
     method = Pretender(truth, needs, bytes_per_voxel=10**5)
     with pytest.raises(UsageError, match=r"in 12-29x12-29x12-29 .* less than 17x17x17 voxels") as caught:
-        separate_block(method, ids_grid(truth), 0, tmp_path / "ids", 4000 * 10**5)
+        separate_block(method, ids_grid(truth), 0, tmp_path / "ids", 4000 * 10**5, Progress(1, "shards"))
     assert caught.value.sample == "s"
     assert "0.5 GB" in str(caught.value) and "--memory_budget at least 1.5 GB" in str(caught.value)
     # the advice is enough for the largest shards there are
@@ -172,7 +173,7 @@ def test_a_block_holds_ids_and_counts_its_classes(tmp_path: Path) -> None:
     method = Pretender(truth, needs)
     for block in grid.reached:
         here = slices(grid.block_box(block))
-        counts = separate_block(method, grid, block, tmp_path / "ids", 10**6)
+        counts = separate_block(method, grid, block, tmp_path / "ids", 10**6, Progress(1, "shards"))
         array = zarr.open_array(str(tmp_path / "ids"), path="0", mode="r")
         assert array.dtype == np.uint64 and array.fill_value == np.iinfo(np.uint64).max
         assert np.array_equal(array[here], truth[here])

@@ -28,7 +28,7 @@ from voxelmill.objects.skeleton import Traced, paths
 from voxelmill.objects.thinning import Skeleton, skeletonize
 from voxelmill.rows import MeasureRow, read_rows
 from voxelmill.store import CHUNK, damaged_labels, read_labels
-from voxelmill.task import Task
+from voxelmill.task import Progress, Task
 
 WINDOW = 4096
 """Objects whose skeletons and counts are held and measured together."""
@@ -50,8 +50,6 @@ BYTES_PER_OBJECT_VOXEL = 24
 
 TILE = 4 * CHUNK
 """Side of what is read at once of an object that is read tile by tile; rounded up to whole coarse voxels."""
-
-SECONDS_BETWEEN_LINES = 15.0
 
 
 @dataclass(frozen=True)
@@ -163,27 +161,6 @@ class Crop:
     values: np.ndarray
 
 
-class Progress:
-    """Lines in the task's log: objects done, speed, time left."""
-
-    def __init__(self, objects: int):
-        self.objects, self.done = objects, 0
-        self.started = self.shown = time.monotonic()
-
-    def advance(self, objects: int) -> None:
-        self.done += objects
-        now = time.monotonic()
-        if now - self.shown > SECONDS_BETWEEN_LINES or self.done == self.objects:
-            self.shown = now
-            speed = self.done / max(now - self.started, 1e-3)
-            print(
-                f"{self.done} of {self.objects} objects, {speed:.0f} objects/s, "
-                f"{(self.objects - self.done) / speed:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
-
-
 def measure_task(
     batch: str,
     number: int,
@@ -218,7 +195,7 @@ def measure_task(
     found = [read_objects(folder / f"{row.sample}.linked.parquet", row.first, row.last) for row in rows]
     sources = [open_source(row.sample, samples.index(row.sample) + 1, folder, length, measures) for row in rows]
     compile_loops(measures, {source.labels.dtype.name for source in sources})
-    progress = Progress(sum(map(len, found)))
+    progress = Progress(sum(map(len, found)), "objects")
     for row, objects, source in zip(rows, found, sources, strict=True):
         record.counts[row.sample] = {"objects": len(objects), "skeleton_empty": 0, "reduced_resolution": 0}
         out = folder / row.sample / f"{row.sample}.m{number}.measures.parquet"

@@ -314,8 +314,9 @@ def _definition(params: Mapping[str, Any]) -> str:
         )
     if params.get("instances") == "watershed":
         return (
-            f"Objects are the basins of a watershed ({WATERSHED}) of {of}, flooded from the voxels farthest from other "
-            f"labels, of which an object has one within {float(params.get('seed_distance', 0)):g} voxels."
+            f"Objects are the basins of a watershed ({WATERSHED}) of {of}, flooded from the thickest places: where the "
+            "squared distances to what lies around, summed over 27 voxels, are greatest. An object has one of these "
+            f"within {float(params.get('seed_distance', 0)):g} voxels."
         )
     connectivity = str(params.get("connectivity", "6"))
     neighbours = CONNECTIVITY.get(connectivity, "neighbouring voxels")

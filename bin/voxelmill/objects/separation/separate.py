@@ -12,7 +12,7 @@ from voxelmill.objects.separation.gather import BORDER_CORE, Gathered
 from voxelmill.objects.separation.marks import Markers
 from voxelmill.objects.separation.windows import Method, separate_block
 from voxelmill.rows import BlockRow, read_rows
-from voxelmill.task import Task
+from voxelmill.task import Progress, Task
 
 BASE_BYTES = 500_000_000
 """What Python, its libraries and compiled code take of a task's memory."""
@@ -65,14 +65,16 @@ def separate_group(
         Of `watershed.Watershed`.
     """
     rows = [row for row in read_rows(folder / f"{batch}.blocks.csv", BlockRow) if row.group == group]
-    for sample in dict.fromkeys(row.sample for row in rows):
-        grid = LabelGrid.load(folder / f"{sample}.grid.json")
+    grids = {row.sample: LabelGrid.load(folder / f"{row.sample}.grid.json") for row in rows}
+    progress = Progress(sum(len(grids[row.sample].shards_of(row.block)) for row in rows), "shards")
+    for sample, grid in grids.items():
         chosen = open_method(grid, method, folder, seed_distance, components_of)
         limit = window_bytes(grid, memory_budget)
         counts = {"blocks": 0, "voxels": 0}
         for row in rows:
             if row.sample == sample:
-                found = separate_block(chosen, grid, row.block, folder / sample / grid.block_name(row.block), limit)
+                out = folder / sample / grid.block_name(row.block)
+                found = separate_block(chosen, grid, row.block, out, limit, progress)
                 counts["blocks"] += 1
                 counts["voxels"] += sum(n for value, n in found.items() if value)
         record.counts[sample] = counts

@@ -18,6 +18,7 @@ from voxelmill.files import write_json
 from voxelmill.grid import LabelGrid
 from voxelmill.image import Box, cut_box, slices, whole
 from voxelmill.store import create_array
+from voxelmill.task import Progress
 
 UNDECIDED = -1
 """Stands for an id that a window does not tell."""
@@ -160,7 +161,9 @@ def too_large(least: tuple[int, ...], window: Box, needed: int, limit: int) -> U
     )
 
 
-def separate_block(method: Method, grid: LabelGrid, block: int, out: Path, limit: int) -> dict[int, int]:
+def separate_block(
+    method: Method, grid: LabelGrid, block: int, out: Path, limit: int, progress: Progress
+) -> dict[int, int]:
     """Write the ids of a block, shard by shard.
 
     Memory holds the ids of a shard twice and a window.
@@ -175,6 +178,8 @@ def separate_block(method: Method, grid: LabelGrid, block: int, out: Path, limit
         Folder to make: an array ``0`` of ids and ``counts.json``, voxels of the background and of every class.
     limit : int
         Bytes that a window may need.
+    progress : Progress
+        Of shards.
 
     Returns
     -------
@@ -190,6 +195,7 @@ def separate_block(method: Method, grid: LabelGrid, block: int, out: Path, limit
         except VoxelmillError as error:
             error.sample = error.sample or grid.sample
             raise
+        progress.advance(1)
         array[slices(box)] = ids.view(np.uint64).astype(grid.dtype, copy=False)
         total += ids.size
         for plane in ids:
