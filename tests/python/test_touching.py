@@ -43,8 +43,9 @@ def write_particles(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 def test_particles_are_separated_measured_and_evaluated(tmp_path: Path) -> None:
     labels, truth = write_particles(tmp_path)
     (tmp_path / "samples.csv").write_text("sample,image,semantic\np,grey.tif,labels.tif\n")
-    given = ("--input", "samples.csv", "--core_label", "1", "--border_label", "2", *CUT)
-    log = finished(tmp_path, *given, "--instances", "border_core", "--measure", "shape", "--outdir", "cores")
+    given = ("--input", "samples.csv", "--measure", "shape", *CUT)
+    cores = ("--instances", "border_core", "--core_label", "1", "--border_label", "2")
+    log = finished(tmp_path, *given, *cores, "--outdir", "cores")
     blocks = [name for name in tasks(log, "Submitted") if name.startswith("SEPARATE_OBJECTS")]
     assert len(blocks) == 8
 
@@ -62,8 +63,8 @@ def test_particles_are_separated_measured_and_evaluated(tmp_path: Path) -> None:
     pictures = next(tmp_path.glob("work/*/*/p/p.label_pictures.npz"))
     np.testing.assert_array_equal(np.load(pictures)["objects_mid_z"][0], found[found.shape[0] // 2])
 
-    foreground = ("--components_of", "foreground", "--seed_distance", "3", "--measure", "shape")
-    again = finished(tmp_path, *given, "--instances", "watershed", *foreground, "--outdir", "basins", "-resume")
+    basins = ("--instances", "watershed", "--components_of", "foreground", "--seed_distance", "3")
+    again = finished(tmp_path, *given, *basins, "--outdir", "basins", "-resume")
     assert {"CHECK_INPUT", "IMPORT_IMAGE (p)"} & tasks(again, "Cached") == {"IMPORT_IMAGE (p)"}
     cut = instances(tmp_path / "basins", "p")
     np.testing.assert_array_equal(cut, watershed_instances(labels, seed_distance=3, components_of="foreground"))

@@ -52,7 +52,7 @@ def results(tmp_path: Path) -> Path:
     labels = labels_of(volume())
     grid = find_objects(labels, tmp_path / "work", spacing=SPACING, shard=32).grid
     grid = type(grid)(**{**grid.__dict__, "origin": ORIGIN})
-    linked = {"dtype": "uint16", "objects": 2}
+    linked = {"kind": "semantic", "dtype": "uint16", "objects": 2}
     compose_store(grid, tmp_path / "work", tmp_path / "results" / "s", linked)
     record(tmp_path / "results", entry_of())
     (tmp_path / "data").mkdir()
