@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 from PIL import Image
 
-from voxelmill import __version__
 from voxelmill.evaluation.scores import Key, Scores, distribution, headline, scores_of, summary, worst_first
 from voxelmill.evaluation.worst import LAYERS
-from voxelmill.report import text, words
+from voxelmill.report import text
 from voxelmill.report.collect import Parameter, shown_parameters
 from voxelmill.report.figures import COLOURS, Figure, outline_mask, scale_bar
-from voxelmill.report.render import FILTERS, TEMPLATES
+from voxelmill.report.render import template
 from voxelmill.report.usage import ProcessUse, disk_bytes, processes, versions
 
 DETAILED = 20
@@ -244,31 +240,10 @@ class Page:
 
 def render_page(page: Page) -> str:
     """The HTML of a report; it needs no other file."""
-    return environment().get_template("evaluation.html").render(run=page, generated=page.generated)
-
-
-def environment() -> jinja2.Environment:
-    """What the templates use: those of the other report, and the numbers of this one."""
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    colours = {"truth": TRUTH, "prediction": PREDICTION}
+    return template("evaluation.html", [score], colours=colours, most=DETAILED).render(
+        run=page, generated=page.generated
     )
-    for function in (*FILTERS, score):
-        made.filters[function.__name__] = function
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-    made.globals.update(
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        version=__version__,
-        words=words,
-        colours={"truth": TRUTH, "prediction": PREDICTION},
-        most=DETAILED,
-    )
-    return made
 
 
 def score(value: float | None) -> str:

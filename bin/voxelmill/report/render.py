@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
@@ -87,7 +88,6 @@ def render_report(run: Run, generated: str) -> Iterator[tuple[str, str]]:
         ``report/<number>-<sample>.html`` where samples have their own pages, and last ``report.html``. No page is
         larger than `LARGEST_FILE`.
     """
-    environment = _environment()
     colours = class_indices(_class_values(run))
     common = {
         "run": run,
@@ -95,7 +95,12 @@ def render_report(run: Run, generated: str) -> Iterator[tuple[str, str]]:
         "swatches": {v: COLOURS[c] for v, c in colours.items()},
         "group_chart": svg_address(run.group_chart) if run.group_chart else None,
     }
-    page = environment.get_template("page.html")
+    page = template(
+        "page.html",
+        reasons=DROPPED,
+        classes_in_summary=CLASSES_IN_SUMMARY,
+        samples_per_warning=SAMPLES_PER_WARNING,
+    )
     alone = len(run.samples) <= SAMPLES_PER_FILE
     budget = (LARGEST_FILE - LARGEST_TEXT) // (max(1, len(run.samples)) if alone else 1)
     shown = []
@@ -183,7 +188,17 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored.files}
 
 
-def _environment() -> jinja2.Environment:
+def template(name: str, filters: Sequence[Callable[..., Any]] = (), **values: Any) -> jinja2.Template:
+    """A template of a report, with the filters, the style and the script that all reports share.
+
+    Parameters
+    ----------
+    name : str
+    filters : sequence of callable
+        Further ones, known by their names.
+    **values
+        Of this report.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -191,7 +206,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in FILTERS:
+    for function in (*FILTERS, *filters):
         environment.filters[function.__name__] = function
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     environment.globals.update(
@@ -200,8 +215,6 @@ def _environment() -> jinja2.Environment:
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=__version__,
         words=words,
-        reasons=DROPPED,
-        classes_in_summary=CLASSES_IN_SUMMARY,
-        samples_per_warning=SAMPLES_PER_WARNING,
+        **values,
     )
-    return environment
+    return environment.get_template(name)
