@@ -14,7 +14,11 @@ from voxelmill.files import write_bytes
 
 @dataclass(frozen=True)
 class TileRow:
-    """One line of ``<batch>.tiles.csv``."""
+    """One line of ``<batch>.tiles.csv``: a tile, its task, and what a task needs that computes this tile alone.
+
+    ``seconds`` is the estimate of its windows, rounded up. ``memory_bytes`` are the host's, ``gpu_memory_bytes`` the
+    GPU's, 0 where the CPU computes.
+    """
 
     sample: str
     tile: int
@@ -22,6 +26,8 @@ class TileRow:
     windows: int
     memory_bytes: int
     threads: int
+    seconds: int
+    gpu_memory_bytes: int
 
 
 @dataclass(frozen=True)

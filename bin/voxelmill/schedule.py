@@ -37,7 +37,16 @@ def schedule(plans: list[Plan], task_seconds: float) -> tuple[list[TileRow], lis
                 task, seconds = task + 1, 0.0
             seconds += estimate
             tiles.append(
-                TileRow(plan.sample, plan.number(index), task, plan.windows(index), plan.memory_bytes, plan.threads)
+                TileRow(
+                    sample=plan.sample,
+                    tile=plan.number(index),
+                    task=task,
+                    windows=plan.windows(index),
+                    memory_bytes=plan.memory_bytes,
+                    threads=plan.threads,
+                    seconds=math.ceil(estimate),
+                    gpu_memory_bytes=0,
+                )
             )
     total = sum(len(senders) for plan in plans for senders in plan.pieces.values())
     together = len(plans) > 1
