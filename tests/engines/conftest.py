@@ -28,6 +28,7 @@ def run_pipeline(
     *,
     settings: str = "",
     environment: bool = False,
+    pipeline: Path = ROOT,
     before: Sequence[str | Path] = (),
     timeout: float = 600,
 ) -> subprocess.CompletedProcess[str]:
@@ -47,6 +48,8 @@ def run_pipeline(
         Text of a configuration file that is read last.
     environment
         Whether tasks find the environment that runs the tests; without it nothing of it can stand in for an image.
+    pipeline
+        Another place of the checkout, for users who cannot reach it where it is.
     before
         A command that Nextflow's own is appended to, say one that changes the user.
     timeout
@@ -63,10 +66,11 @@ def run_pipeline(
     last.write_text(settings)
     binaries = Path(sys.executable).parent
     path = os.pathsep.join(name for name in os.environ["PATH"].split(os.pathsep) if Path(name) != binaries)
-    nextflow = shutil.which("nextflow", path=f"{binaries}{os.pathsep}{path}")
-    assert nextflow is not None, "no nextflow: activate the environment that `make setup` makes"
+    found = shutil.which("nextflow", path=f"{binaries}{os.pathsep}{path}")
+    assert found is not None, "no nextflow: activate the environment that `make setup` makes"
+    nextflow = pipeline / Path(found).relative_to(ROOT) if Path(found).is_relative_to(ROOT) else found
     command = [
-        *before, nextflow, "-c", last, "run", ROOT, "-profile", profiles, "-ansi-log", "false", "-work-dir", work,
+        *before, nextflow, "-c", last, "run", pipeline, "-profile", profiles, "-ansi-log", "false", "-work-dir", work,
         "--outdir", outdir, *extra,
     ]  # fmt: skip
     variables = {**os.environ, "PATH": f"{binaries}{os.pathsep}{path}" if environment else path, **(env or {})}
