@@ -1,0 +1,42 @@
+// What a task asks for. At first what its data need: `needs` of bin/voxelmill/needs.py, which the estimate brings with the
+// batch, or a figure by the size of its files. Tried again, it asks for what it had, or twice as much of what it lacked.
+
+// What the tasks of a batch need, by process: the memory of its largest sample, the time of all of them.
+// `whole` stands for processes that have one task per batch and whose need is the estimate itself.
+def needsOf(samples, estimates) {
+    def own = samples.collect { sample -> estimates[sample.id] ?: [:] }
+    def every = own.collect { one -> (one.needs ?: [:]) + [whole: [memory: one.memory_bytes ?: 0, seconds: one.seconds ?: 0]] }
+    return every.collectMany { needs -> needs.keySet().toList() }.unique().collectEntries { process ->
+        def found = every.collect { needs -> needs[process] }.findAll { need -> need }
+        [process, [memory: found.collect { need -> need.memory as long }.max(), seconds: found.collect { need -> need.seconds as double }.sum()]]
+    }
+}
+
+// `bytes`: a number, or a text such as '4 GB' where the data say nothing.
+// A task of this machine never asks for more than it has, or Nextflow would refuse to try it again.
+def memoryFor(bytes, task) {
+    if (!task.previousTrace) {
+        return bytes instanceof Number ? new nextflow.util.MemoryUnit(bytes as long) : new nextflow.util.MemoryUnit(bytes.toString())
+    }
+    def last = task.previousTrace.memory as long
+    def asked = task.exitStatus in [134, 137, 139, 247, 2147483647] ? 2 * last : last
+    def most = nextflow.util.SysHelper.getAvailMemory().toBytes()
+    return new nextflow.util.MemoryUnit(task.executor == 'local' ? Math.max(last, Math.min(asked, most)) : asked)
+}
+
+// An hour, and four times the estimate: nodes differ, and so do the disks they share.
+// Nothing ends a task on the user's own machine, which may be slow, busy or asleep.
+def timeFor(seconds, task) {
+    if (task.executor == 'local') {
+        return null
+    }
+    def last = task.previousTrace?.time
+    def first = 3600 + 4 * ((seconds ?: 0) as double)
+    def asked = last ? (last as long) * (task.exitStatus in [140, 143] ? 2 : 1) : 1000 * Math.ceil(first / 60) * 60
+    return new nextflow.util.Duration(asked as long)
+}
+
+// Bytes of a file, or of several
+def sizeOf(files) {
+    return [files].flatten().collect { file -> file.size() as long }.sum(0L)
+}
