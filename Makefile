@@ -1,7 +1,7 @@
 SHELL := bash
 activate := . .venv/bin/activate
 
-.PHONY: setup demo test lock
+.PHONY: setup demo test image lock
 
 # Everything into .venv, a working nextflow included.
 setup:
@@ -16,9 +16,13 @@ demo: setup
 test: setup
 	@$(activate) && setup/test.sh
 
+# Both container images with podman or docker; `make image ARGS="light --pull"` has arguments for containers/build.sh.
+image:
+	@containers/build.sh $(ARGS)
+
 # Pins anew what requirements/*.in ask for; `make lock UPGRADE=--upgrade` takes the newest.
 lock: setup
-	@$(activate) && cd requirements && for name in uv runtime dev; do \
+	@$(activate) && cd requirements && for name in uv light runtime dev sbom; do \
 	    uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-header \
 	        --no-emit-index-url $(UPGRADE) $$name.in --output-file $$name.lock || exit; \
 	done

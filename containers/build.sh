@@ -25,8 +25,8 @@ esac
 version=$(sed -nE 's/^__version__ = "(.*)"/\1/p' bin/voxelmill/__init__.py)
 image=${VOXELMILL_IMAGE:-${prefix}voxelmill:$version}
 
-# A layer is written twice while it is committed.
-declare -A needed_gb=([light]=4 [full]=16)
+# While it is built an image takes about three times its size: downloads, the layer, and the layer again as it is kept.
+declare -A needed_gb=([light]=4 [full]=20)
 needed=${needed_gb[${targets[-1]}]}
 for folder in "$store" "${TMPDIR:-/var/tmp}"; do
     # The engine may keep its images in a machine of its own.
@@ -39,7 +39,8 @@ for folder in "$store" "${TMPDIR:-/var/tmp}"; do
 done
 
 for target in "${targets[@]}"; do
-    name=$image$([[ $target == light ]] && echo -light || true)
+    name=$image
+    if [[ $target == light ]]; then name+=-light; fi
     "$engine" build --file containers/Containerfile --target "$target" --build-arg "VERSION=$version" \
         --tag "$name" "$@" .
     echo "built $name"

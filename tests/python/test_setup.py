@@ -34,8 +34,8 @@ def pins(lock: str) -> dict[str, str]:
 def asked_for(source: str) -> set[str]:
     """Names that a requirements source lists, as imports spell them."""
     lines = (REQUIREMENTS / source).read_text().splitlines()
-    names = [re.split(r"[=<> ]", line)[0] for line in lines if line and line[0] not in "#-"]
-    return {name.lower().replace("-", "_") for name in names}
+    names = {re.split(r"[=<> ]", line)[0].lower().replace("-", "_") for line in lines if line and line[0] not in "#-"}
+    return names.union(*(asked_for(line.removeprefix("-r ")) for line in lines if line.startswith("-r ")))
 
 
 def third_party_imports(path: Path) -> set[str]:
@@ -49,7 +49,7 @@ def third_party_imports(path: Path) -> set[str]:
     return found - set(sys.stdlib_module_names) - {"voxelmill"}
 
 
-@pytest.mark.parametrize("lock", ["runtime.lock", "dev.lock", "uv.lock"])
+@pytest.mark.parametrize("lock", ["light.lock", "runtime.lock", "dev.lock", "uv.lock", "sbom.lock"])
 def test_lock_pins_hashes_and_names_no_registry(lock: str) -> None:
     text = (REQUIREMENTS / lock).read_text()
     entries = [entry for entry in re.split(r"\n(?=\S)", text) if not entry.startswith("#")]
