@@ -30,7 +30,7 @@ def run_pipeline(
     environment: bool = False,
     pipeline: Path = ROOT,
     before: Sequence[str | Path] = (),
-    timeout: float = 600,
+    timeout: float = 1800,
 ) -> subprocess.CompletedProcess[str]:
     """Run the checkout with profiles and wait for it.
 

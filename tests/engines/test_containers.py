@@ -171,7 +171,8 @@ def test_charliecloud_as_a_plain_user_gives_the_same_bytes(shelter: Path, local_
         OLD_CHARLIECLOUD,
         before=before,
         pipeline=shelter / "checkout",
-        env={"HOME": str(shelter), "USER": "nobody"},
+        # Java asks the list of users where the home is, and nobody has none.
+        env={"HOME": str(shelter), "NXF_HOME": str(shelter / ".nextflow"), "USER": "nobody"},
     )
     assert run.digests == local_digests
     assert_inside(run, user=NOBODY)
