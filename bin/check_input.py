@@ -32,11 +32,11 @@ ID_LAYERS = {"border_core": 2, "watershed": 1}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-def memory_bytes(text: str) -> int:
+def memory_bytes(text: str, option: str = "--memory-budget") -> int:
     """``4 GB`` or a plain number of bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text)
     if match is None:
-        raise UsageError(f"--memory-budget {text!r}", expected="a size such as 4 GB")
+        raise UsageError(f"{option} {text!r}", expected="a size such as 4 GB")
     return int(float(match[1]) * UNITS[match[2]])
 
 
@@ -86,6 +86,8 @@ def request(values: Mapping[str, Any]) -> Request | None:
 @click.option("--task-minutes", default=30.0)
 @click.option("--tile-size")
 @click.option("--memory-budget", default="4 GB")
+@click.option("--gpu-memory-budget", default="8 GB")
+@click.option("--batch-size", default=1)
 @click.option("--step-size", default=0.5)
 @click.option("--mirroring", default="on", type=click.Choice(["on", "off"]))
 @click.option("--engine", default="float32")
@@ -136,7 +138,9 @@ def main(
                 shard_size=values["shard_size"],
                 memory_budget=memory_bytes(values["memory_budget"]),
                 tile_size=tile_shape(values["tile_size"]),
+                gpu_memory_budget=memory_bytes(values["gpu_memory_budget"], "--gpu-memory-budget"),
                 threads=values["threads"],
+                batch=values["batch_size"],
                 task_seconds=60 * values["task_minutes"],
                 probabilities=values["save_probabilities"],
                 id_layers=ID_LAYERS.get(values["method"], 0),

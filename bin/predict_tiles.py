@@ -15,6 +15,10 @@ from voxelmill.task import task
 @click.option("--package", required=True, type=click.Path(path_type=Path))
 def main(batch: str, number: int, member: int, package: Path) -> None:
     with task("predict_tiles", batch, f"m{member}.{number}" if member else str(number)) as record:
+        from voxelmill.device import require_planned_gpu
+
+        # before torch is imported, which can take long
+        require_planned_gpu(Path())
         from voxelmill.predict import predict_task
 
         predict_task(batch, number, package, Path(), record, member)

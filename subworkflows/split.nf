@@ -2,6 +2,7 @@
 include { PACK_MODEL   } from '../modules/pack_model/main'
 include { CHECK_INPUT  } from '../modules/check_input/main'
 include { IMPORT_IMAGE } from '../modules/import_image/main'
+include { PROBE_DEVICE } from '../modules/probe_device/main'
 include { PLAN_TILES   } from '../modules/plan_tiles/main'
 include { batches; byGroup; byModel; withoutModel } from '../functions/channels'
 include { readJson     } from '../functions/params'
@@ -10,7 +11,7 @@ include { ifRoom       } from '../functions/outdir'
 workflow SPLIT {
     take:
     ch_input // [samplesheet or nothing, images, numbers of the missing ones, fingerprints]
-    job // [models: [[path, fingerprint]], none or several, steps, schema, last, outdir, mode, options, code]
+    job // [models: [[path, fingerprint]], none or several, device, steps, schema, last, outdir, mode, options, code]
 
     main:
     // A model has a number only where there are several.
@@ -33,10 +34,21 @@ workflow SPLIT {
         .flatMap { samples, _sheet, images, _missing, prints -> batches(readJson(samples), images, prints) }
 
     IMPORT_IMAGE(ch_batches, job.options.import_image, job.code.import_image)
+    // A GPU is probed once per model, as soon as it is known that something will be predicted. All plans take what it finds.
+    ch_probed = ch_batches
+        .filter { meta, _entries, _images, _prints -> meta.start == 'predict' }
+        .take(1)
+        .combine(ch_packed.map { models -> [models] })
+        .flatMap { _meta, _entries, _images, _prints, models -> models }
+    PROBE_DEVICE(job.device == 'cuda' ? ch_probed : channel.empty(), job.options.probe ?: '', job.code.probe_device)
+    ch_devices = job.device == 'cuda' ? PROBE_DEVICE.out.device : ch_packed.flatMap { models -> models.collect { member, _folder -> [member, []] } }
+
     ch_predicted = IMPORT_IMAGE.out.info
         .filter { meta, _infos -> meta.start == 'predict' }
         .combine(packed.map { packages -> [packages] })
-        .flatMap { meta, infos, packages -> byModel(meta, packages).collect { own, folder -> [own, infos, folder] } }
+        .flatMap { meta, infos, packages -> byModel(meta, packages).collect { own, folder -> [own.member ?: 0, own, infos, folder] } }
+        .combine(ch_devices, by: 0)
+        .map { _member, meta, infos, folder, probed -> [meta, infos, folder, probed] }
     PLAN_TILES(ch_predicted, job.options.plan, job.code.plan_tiles)
 
     // An image that is read in place has no store of its own: the image is it. It is one file, and given labels follow it.
@@ -56,7 +68,7 @@ workflow SPLIT {
     ch_table = CHECK_INPUT.out.table
     ch_plans = PLAN_TILES.out.plan
     ch_files = IMPORT_IMAGE.out.info.map { _meta, infos -> infos }.mix(IMPORT_IMAGE.out.pictures)
-    ch_records = PACK_MODEL.out.record.mix(CHECK_INPUT.out.record, IMPORT_IMAGE.out.record, PLAN_TILES.out.record)
+    ch_records = PACK_MODEL.out.record.mix(CHECK_INPUT.out.record, IMPORT_IMAGE.out.record, PROBE_DEVICE.out.record, PLAN_TILES.out.record)
 
     emit:
     packed // the packages in the order of the models

@@ -7,9 +7,8 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch._inductor.config
 
-from voxelmill.errors import DeviceAbsentError
+from voxelmill.device import gpu_is_absent
 from voxelmill.plan import Plan
 
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -27,11 +26,7 @@ def use_device(device: str, threads: int) -> torch.device:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     if device == "cuda" and not torch.cuda.is_available():
-        raise DeviceAbsentError(
-            "--device cuda was asked for, but torch sees no CUDA device here",
-            expected="an NVIDIA GPU with its driver visible in the task (in a container: the engine's GPU option)",
-            remedy="run on a GPU node, or choose --device cpu",
-        )
+        raise gpu_is_absent("torch sees no CUDA device here")
     return torch.device(device)
 
 
@@ -64,6 +59,9 @@ def with_onednn(network: torch.nn.Module) -> torch.nn.Module:
 def prepared(network: torch.nn.Module, plan: Plan) -> Network:
     """The network as the plan's engine runs it."""
     if plan.engine == "compile":
+        # imported where it is needed: it takes longer than torch itself
+        import torch._inductor.config
+
         # weights become constants: only then do compiled convolutions run in oneDNN, with weights laid out once
         torch._inductor.config.freezing = True
         return torch.compile(network)

@@ -173,7 +173,8 @@ class Plan:
     ``normalization`` holds, per channel, the scheme's name and the numbers it needs; ``mirror_axes`` are spatial
     axes of the network that test-time mirroring flips. ``probabilities`` is the type in which the probabilities of the
     heads are kept (``uint8`` or ``uint16``), None where only labels are wanted. ``member`` is the model's number, from
-    1, where several are averaged, else 0.
+    1, where several are averaged, else 0. ``sums`` is where the sums of logits lie: ``device``, where the network runs,
+    or ``host``; their bits are the same. ``gpu_memory_bytes`` is what a task needs of the GPU's memory, 0 on the CPU.
     """
 
     sample: str
@@ -200,6 +201,8 @@ class Plan:
     window_seconds: float
     probabilities: str | None = None
     member: int = 0
+    sums: str = "device"
+    gpu_memory_bytes: int = 0
 
     @property
     def label_dtype(self) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from voxelmill.errors import UsageError
 from voxelmill.grid import block_cuts, shard_cuts, shard_shape
-from voxelmill.image import ImageInfo
+from voxelmill.image import ArrayLocation, ChannelStatistics, ImageInfo
 from voxelmill.model.config import ModelConfig
 from voxelmill.model.resample import resampled_length, resamplings
 from voxelmill.plan import Axis, Index, Plan
@@ -26,6 +26,16 @@ BYTES_PER_SUM = 8
 MEMORY_MARGIN = 1.25
 TORCH_BYTES = 700_000_000
 """Resident memory of a process that has imported torch and nothing more."""
+
+TORCH_CUDA_BYTES = 2_500_000_000
+"""The same of a process that also runs a network on a GPU: driver, kernels and cuDNN. Assumed, not measured; a task
+that needs more is tried again with twice the memory."""
+
+CUDA_CONTEXT_BYTES = 600_000_000
+"""What a process takes of the GPU's memory before its first tensor. Assumed, not measured."""
+
+BYTES_PER_LOGIT = 4 + 3 * 8
+"""Of a logit on its way into the sums: itself, in double precision, weighted, and as fixed-point number."""
 
 SECONDS_PER_MAC = {"cpu": 1 / 70e9, "cuda": 1 / 20e12}
 SECONDS_PER_VALUE = {"cpu": 7e-9, "cuda": 5e-12}
@@ -41,9 +51,11 @@ REORIENTING_READERS = ("NibabelIOWithReorient", "SimpleITKIOWithReorient")
 class Options:
     """What the user may choose about the prediction of a sample.
 
-    ``tile_size`` is in source voxels (z, y, x), None for the largest tiles that ``memory_budget`` (bytes of one task)
-    and ``task_seconds`` (by the estimate) allow. ``shard_size`` is in voxels. ``probabilities`` is the type in which
-    probabilities are kept, None for labels alone. ``id_layers`` are written besides the labels to separate objects.
+    ``tile_size`` is in source voxels (z, y, x), None for the largest tiles that ``memory_budget`` (bytes of one task),
+    ``gpu_memory_budget`` (the same of a GPU) and ``task_seconds`` (by the estimate) allow. ``shard_size`` is in voxels.
+    ``probabilities`` is the type in which probabilities are kept, None for labels alone. ``id_layers`` are written
+    besides the labels to separate objects. ``gpu_network_bytes`` is what network and batch were found to take of the
+    GPU, None for an estimate; ``sums`` is ``host`` where the GPU has no room for the sums.
     """
 
     step_size: float = 0.5
@@ -58,6 +70,9 @@ class Options:
     shard_size: int = 256
     probabilities: str | None = None
     id_layers: int = 0
+    gpu_memory_budget: int = 8_000_000_000
+    gpu_network_bytes: int | None = None
+    sums: str = "device"
 
 
 def window_starts(length: int, patch: int, step_size: float) -> tuple[int, ...]:
@@ -115,20 +130,68 @@ def make_plan(config: ModelConfig, image: ImageInfo, options: Options) -> Plan:
     passes = len(plan.folds) * 2 ** len(mirror_axes)
     threads = options.threads if options.device == "cpu" else 1
     plan = replace(plan, window_seconds=passes * forward_seconds(config, options.device) / threads)
-    network_bytes = network_memory(config, options.batch)
-    targets = tile_targets(plan, options, network_bytes)
-    plan = with_blocks(plan, targets)
-    needed = int(MEMORY_MARGIN * (network_bytes + buffer_memory(plan, config.channels)))
-    needed += probability_memory(plan)
-    if needed > options.memory_budget:
-        kind = "smallest tile" if options.tile_size is None else "tile of --tile_size"
-        raise UsageError(
-            f"the {kind} needs {needed / 1e9:.1f} GB of memory in one task",
-            sample=image.sample,
-            expected=f"at most --memory_budget, which is {options.memory_budget / 1e9:.1f} GB",
-            remedy=f"raise --memory_budget to {math.ceil(needed / 1e8) / 10} GB, or choose a smaller --tile_size",
-        )
-    return replace(plan, memory_bytes=needed)
+    # the sums go where there is room for them; no bit of the labels depends on it
+    places = ("device", "host") if options.device == "cuda" and options.sums == "device" else (options.sums,)
+    for place in places:
+        tiled, needed = with_tiles(replace(plan, sums=place), config, options)
+        if needed.fits(options):
+            break
+    if int(needed.host) > options.memory_budget:
+        raise too_large(tiled, options, "memory", needed.host, options.memory_budget)
+    if int(needed.gpu) > options.gpu_memory_budget:
+        raise too_large(tiled, options, "GPU memory", needed.gpu, options.gpu_memory_budget)
+    return replace(tiled, memory_bytes=int(needed.host), gpu_memory_bytes=int(needed.gpu))
+
+
+def with_tiles(plan: Plan, config: ModelConfig, options: Options) -> tuple[Plan, Memory]:
+    """The plan with the largest tiles that the options allow, and what a task then takes."""
+    fixed = fixed_memory(config, options)
+    tiled = with_blocks(plan, tile_targets(plan, options, fixed))
+    return tiled, memory_need(tiled, fixed, probability_memory(tiled))
+
+
+def too_large(plan: Plan, options: Options, what: str, needed: float, budget: int) -> UsageError:
+    """What is said where not even the smallest tile fits a budget."""
+    kind = "smallest tile" if options.tile_size is None else "tile of --tile_size"
+    name = "--memory_budget" if what == "memory" else "--gpu_memory_budget"
+    return UsageError(
+        f"the {kind} needs {needed / 1e9:.1f} GB of {what} in one task",
+        sample=plan.sample,
+        expected=f"at most {name}, which is {budget / 1e9:.1f} GB",
+        remedy=f"raise {name} to {math.ceil(needed / 1e8) / 10} GB, or choose a smaller --tile_size",
+    )
+
+
+def blank_image(config: ModelConfig, shape: tuple[int, ...], spacing: tuple[float, ...], unit: str = "um") -> ImageInfo:
+    """An image of this shape and spacing (z, y, x) of which nothing else is known, to plan with."""
+    nothing = ChannelStatistics(0.0, 1.0, 0.0, 1.0, {}, (([0.0], [1.0]),) * 3)
+    return ImageInfo(
+        sample="estimate",
+        shape=shape,
+        dtype="uint16",
+        spacing=spacing,
+        unit=unit,
+        spacing_origin="",
+        format="",
+        files=(),
+        array=ArrayLocation("0", "czyx", ()),
+        intensity=(),
+        flip="",
+        nonzero_box=tuple((0, n) for n in shape),
+        statistics=(nothing,) * config.channels,
+        content_sha256="",
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a task: of the machine, and of its GPU (0 without one)."""
+
+    host: float
+    gpu: float = 0.0
+
+    def fits(self, options: Options) -> bool:
+        return self.host <= options.memory_budget and self.gpu <= options.gpu_memory_budget
 
 
 @dataclass(frozen=True)
@@ -283,18 +346,67 @@ def network_memory(config: ModelConfig, batch: int) -> int:
     """Bytes of torch, weights and activations; an estimate: eight maps of the widest full-resolution stage."""
     kwargs = config.architecture["kwargs"]
     activations = 8 * 4 * kwargs["features_per_stage"][0] * math.prod(config.patch_size) * batch
-    parameters = sum(27 * 4 * 4 * f * f for f in kwargs["features_per_stage"])
-    return TORCH_BYTES + activations + parameters * len(config.folds)
+    return TORCH_BYTES + activations + weights_memory(config) * len(config.folds)
 
 
-def buffer_memory(plan: Plan, channels: int) -> int:
-    """Bytes of the rolling buffers of the widest tile: sums and image, both moved once per row of windows."""
+def weights_memory(config: ModelConfig) -> int:
+    """Bytes of the weights of one fold; an estimate."""
+    return sum(27 * 4 * 4 * f * f for f in config.architecture["kwargs"]["features_per_stage"])
+
+
+def gpu_network_memory(config: ModelConfig, batch: int) -> int:
+    """Bytes of a GPU for the same, and for the logits of a batch; an estimate, where nothing was measured."""
+    logits = config.heads * math.prod(config.patch_size) * batch * BYTES_PER_LOGIT
+    return CUDA_CONTEXT_BYTES + network_memory(config, batch) - TORCH_BYTES + logits
+
+
+def fixed_memory(config: ModelConfig, options: Options) -> Memory:
+    """What a task takes whatever its tile: torch, network and activations, on the machine that runs them."""
+    if options.device == "cpu":
+        return Memory(network_memory(config, options.batch))
+    measured = options.gpu_network_bytes
+    gpu = gpu_network_memory(config, options.batch) if measured is None else measured
+    # a fold passes through the host as file and as tensors
+    return Memory(TORCH_CUDA_BYTES + 2 * weights_memory(config), gpu)
+
+
+def memory_need(plan: Plan, fixed: Memory, cell: int) -> Memory:
+    """What a task takes with the plan's widest tile, and ``cell`` bytes for the probabilities of a cell."""
+    image, sums = image_memory(plan), sums_memory(plan)
+    if plan.device == "cpu":
+        return Memory(MEMORY_MARGIN * (fixed.host + image + sums) + cell)
+    if plan.sums == "host":
+        return Memory(fixed.host + MEMORY_MARGIN * (image + sums) + cell, fixed.gpu)
+    return Memory(fixed.host + MEMORY_MARGIN * image + cell, fixed.gpu + MEMORY_MARGIN * (sums + cell_memory(plan)))
+
+
+def widest(plan: Plan) -> tuple[int, int]:
+    """Network voxels across the widest tile, and the most planes between two rows of windows."""
     first, *others = plan.axes
     cross = math.prod(max(b - a for a, b in map(axis.reach, busy(axis))) for axis in others)
-    stride = int(max(np.diff(first.starts), default=0))
-    sums = first.patch + stride + math.ceil(SLAB * first.length / first.cropped) + 2
-    image = first.patch + stride + 64
-    return 2 * cross * (sums * plan.heads * BYTES_PER_SUM + image * channels * 4)
+    return cross, int(max(np.diff(first.starts), default=0))
+
+
+def sums_memory(plan: Plan) -> int:
+    """Bytes of the rolling buffer of sums of the widest tile, which is moved once per row of windows."""
+    first = plan.axes[0]
+    cross, stride = widest(plan)
+    planes = first.patch + stride + math.ceil(SLAB * first.length / first.cropped) + 2
+    return 2 * cross * planes * plan.heads * BYTES_PER_SUM
+
+
+def image_memory(plan: Plan) -> int:
+    """Bytes of the rolling buffer of the image, which is moved like the sums."""
+    cross, stride = widest(plan)
+    return 2 * cross * (plan.axes[0].patch + stride + 64) * len(plan.normalization) * 4
+
+
+def cell_memory(plan: Plan) -> int:
+    """Bytes of one cell on its way to labels: its logits, and what they are interpolated from and with."""
+    if not plan.needs_weights and plan.probabilities is None:
+        return 0
+    sides = (max(max(s.stop - s.start, s.footprint[1] - s.footprint[0]) for s in axis.segments) for axis in plan.axes)
+    return 3 * math.prod(sides) * plan.heads * BYTES_PER_SUM
 
 
 def probability_memory(plan: Plan) -> int:
@@ -318,7 +430,7 @@ def with_blocks(plan: Plan, targets: tuple[float, ...]) -> Plan:
     return replace(plan, axes=tuple(axes))
 
 
-def tile_targets(plan: Plan, options: Options, network_bytes: int) -> tuple[float, ...]:
+def tile_targets(plan: Plan, options: Options, fixed: Memory) -> tuple[float, ...]:
     """Size of a tile in source voxels, network axis order.
 
     Without a wish of the user: the whole volume, halved across the second and third axis until the buffers fit the
@@ -331,7 +443,7 @@ def tile_targets(plan: Plan, options: Options, network_bytes: int) -> tuple[floa
         return tuple(max(1, round(w / s)) * s for w, s in zip(wish, shards, strict=True))
     targets = [float(axis.size) for axis in plan.axes]
     smallest = [float(plan.shard[axis.source]) for axis in plan.axes]
-    room = (options.memory_budget - probability_memory(plan)) / MEMORY_MARGIN - network_bytes
+    cell = probability_memory(plan)
 
     def halve(candidates: tuple[int, ...]) -> bool:
         possible = [i for i in candidates if targets[i] > smallest[i]]
@@ -343,7 +455,7 @@ def tile_targets(plan: Plan, options: Options, network_bytes: int) -> tuple[floa
     def tiled() -> Plan:
         return with_blocks(plan, tuple(targets))
 
-    while buffer_memory(tiled(), len(plan.normalization)) > room and halve((1, 2)):
+    while not memory_need(tiled(), fixed, cell).fits(options) and halve((1, 2)):
         pass
     while largest_tile_seconds(tiled()) > options.task_seconds and halve((0,)):
         pass

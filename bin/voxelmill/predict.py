@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 
 from voxelmill.archive import ArchiveWriter, create_archive
 from voxelmill.blend import FIXED_POINT, finish, window_weights
+from voxelmill.device import device_kind, release_memory, runs_out_of_memory
 from voxelmill.ensemble import Ensemble, Network, prepared, use_device
 from voxelmill.errors import BadDataError, GpuMemoryError
 from voxelmill.image import staged_image
@@ -43,6 +44,11 @@ class Counts:
     windows: int = 0
     computed: int = 0
     reused: int = 0
+
+    def add(self, other: Counts) -> None:
+        self.windows += other.windows
+        self.computed += other.computed
+        self.reused += other.reused
 
 
 class Progress:
@@ -83,6 +89,9 @@ class TilePrediction:
     tile : Index
     image : NetworkImage
     ensemble : Ensemble
+    home : torch.device
+        Where the sums lie: the ensemble's device, or the CPU. Every bit of them is the same, because a window is
+        weighted and rounded before it is added, and integers add up alike everywhere.
     constants : dict
         Sums of windows whose input is one constant per channel, shared between the tiles of a task.
     counts : Counts
@@ -95,23 +104,24 @@ class TilePrediction:
         tile: Index,
         image: NetworkImage,
         ensemble: Ensemble,
+        home: torch.device,
         constants: dict[bytes, torch.Tensor],
         counts: Counts,
         progress: Progress,
     ):
         self.plan, self.tile, self.image, self.ensemble = plan, tile, image, ensemble
         self.constants, self.counts, self.progress = constants, counts, progress
-        device = ensemble.device
+        self.home = home
         self.patch = tuple(axis.patch for axis in plan.axes)
         self.starts = [axis.starts[slice(*axis.tiles[i])] for axis, i in zip(plan.axes, tile, strict=True)]
         self.reach = plan.reach(tile)
-        self.weights = torch.from_numpy(window_weights(plan) * FIXED_POINT).to(device)
+        self.weights = torch.from_numpy(window_weights(plan) * FIXED_POINT).to(ensemble.device)
         overlap = np.prod([most_overlapping(axis.starts, axis.patch) for axis in plan.axes])
         self.limit = 2.0**62 / (float(self.weights.max()) * float(overlap) * len(plan.folds))
         cross = [stop - start for start, stop in self.reach[1:]]
         # the sums cover the grid only, from plane `low` on; the image also holds the padding around the grid
         self.low = self.reach[0][0]
-        self.sums = torch.zeros((plan.heads, 0, *cross), dtype=torch.int64, device=device)
+        self.sums = torch.zeros((plan.heads, 0, *cross), dtype=torch.int64, device=home)
         self.window_box = [(s[0], s[-1] + p) for s, p in zip(self.starts, self.patch, strict=True)]
         self.image_low = self.window_box[0][0]
         self.values = torch.zeros((len(plan.normalization), 0, *(b - a for a, b in self.window_box[1:])))
@@ -194,21 +204,9 @@ class TilePrediction:
         self._add(position, self.constants[key])
 
     def _weighted(self, windows: torch.Tensor) -> torch.Tensor:
-        """Fixed-point sums over folds of weighted logits -> int64 (n, heads, *patch)."""
-        total: torch.Tensor | None = None
-        for logits in self.ensemble(windows):
-            # written so that NaN fails as well
-            if not float(logits.abs().amax()) < self.limit:
-                raise BadDataError(
-                    "the network gave logits that are not finite or too large to add up",
-                    sample=self.plan.sample,
-                    expected=f"absolute values below {self.limit:.3g}",
-                    remedy="check the image for extreme values and the model's weights",
-                )
-            fixed = (logits.double() * self.weights).round_().to(torch.int64)
-            total = fixed if total is None else total.add_(fixed)
-        assert total is not None
-        return total
+        """Fixed-point sums over folds of weighted logits -> int64 (n, heads, *patch), where the sums lie."""
+        sums = weighted_sums(self.ensemble(windows), self.weights, self.limit, self.plan.sample)
+        return sums.to(self.home)
 
     def _add(self, position: Index, window_sums: torch.Tensor) -> None:
         """Add a window's sums where it lies inside the grid."""
@@ -238,6 +236,42 @@ class TilePrediction:
         self.low = plane
 
 
+def weighted_sums(
+    logits_of_folds: Iterator[torch.Tensor], weights: torch.Tensor, limit: float, sample: str
+) -> torch.Tensor:
+    """Fixed-point sums over folds of weighted logits -> int64 (n, heads, *patch), where the logits are.
+
+    Parameters
+    ----------
+    logits_of_folds : iterator of torch.Tensor, shape (n, heads, *patch)
+    weights : torch.Tensor of float64, shape patch
+        Scaled to fixed point.
+    limit : float
+        Logits from here on could overflow the sums.
+    sample : str
+        Named in the error.
+
+    Raises
+    ------
+    BadDataError
+        A logit is not finite, or not below the limit.
+    """
+    total: torch.Tensor | None = None
+    for logits in logits_of_folds:
+        # written so that NaN fails as well
+        if not float(logits.abs().amax()) < limit:
+            raise BadDataError(
+                "the network gave logits that are not finite or too large to add up",
+                sample=sample,
+                expected=f"absolute values below {limit:.3g}",
+                remedy="check the image for extreme values and the model's weights",
+            )
+        fixed = (logits.double() * weights).round_().to(torch.int64)
+        total = fixed if total is None else total.add_(fixed)
+    assert total is not None
+    return total
+
+
 def most_overlapping(starts: Sequence[int], patch: int) -> int:
     """Largest number of windows that cover one voxel of an axis."""
     first = np.array(starts)
@@ -249,12 +283,89 @@ def group_by_plane(cells: Iterator[Cell]) -> list[list[Cell]]:
     return [list(group) for _, group in itertools.groupby(cells, key=lambda cell: cell.index[0])]
 
 
+class TaskPrediction:
+    """The tiles of one task, one after the other; where the GPU's memory is not enough, on a way that needs less.
+
+    Parameters
+    ----------
+    networks : sequence of callables
+        One per fold, on ``device``.
+    device : torch.device
+    out : Path
+    progress : Progress
+    warn : callable
+        Is told, with the sample's name, what was given up.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        device: torch.device,
+        out: Path,
+        progress: Progress,
+        warn: Callable[[str, str], None],
+    ):
+        self.networks, self.device, self.out, self.progress, self.warn = networks, device, out, progress, warn
+        self.counts: dict[str, Counts] = {}
+        self._constants: dict[str, dict[bytes, torch.Tensor]] = {}
+        self._crowded = False
+
+    def predict(self, plan: Plan, tile: Index, image: NetworkImage) -> None:
+        """Predict a tile.
+
+        The plan's place of the sums was found to have room for them; if it has none now, another program took it. The
+        tile begins again with its sums in the host's memory, as do all that follow: pieces appear whole or not at all,
+        and their bytes are the same.
+
+        Raises
+        ------
+        GpuMemoryError
+            Not even that is enough.
+        """
+        if not self._crowded and plan.sums == "device":
+            if not runs_out_of_memory(lambda: self._run(plan, tile, image, self.device)):
+                return
+            self._make_room(plan, tile)
+        if runs_out_of_memory(lambda: self._run(plan, tile, image, torch.device("cpu"))):
+            raise GpuMemoryError(
+                f"the GPU has too little memory for tile {plan.number(tile)}, with its sums in host memory",
+                sample=plan.sample,
+                expected="as much as there was when the run probed the GPU",
+                remedy="end other programs on the GPU and run again with -resume, or choose --device cpu",
+            )
+
+    def _run(self, plan: Plan, tile: Index, image: NetworkImage, home: torch.device) -> None:
+        counts, done = Counts(), self.progress.done
+        constants = self._constants.setdefault(plan.sample, {})
+        ensemble = Ensemble(self.networks, plan, self.device)
+        prediction = TilePrediction(plan, tile, image, ensemble, home, constants, counts, self.progress)
+        try:
+            prediction.run(self.out / plan.sample)
+        except RuntimeError:
+            self.progress.done = done
+            raise
+        self.counts.setdefault(plan.sample, Counts()).add(counts)
+
+    def _make_room(self, plan: Plan, tile: Index) -> None:
+        """Give up the GPU's memory that results take."""
+        self._crowded = True
+        for constants in self._constants.values():
+            constants.update({key: sums.cpu() for key, sums in constants.items()})
+        release_memory(self.device)
+        self.warn(
+            f"the GPU had less memory for tile {plan.number(tile)} than when it was probed: from there on, the sums of "
+            "this task lay in host memory; labels are the same",
+            plan.sample,
+        )
+
+
 @torch.inference_mode()
 def predict_tiles(
     tiles: Sequence[tuple[Plan, Index, NetworkImage]],
     networks: Sequence[Network],
     device: torch.device,
     out: Path,
+    warn: Callable[[str, str], None] = lambda _text, _sample: None,
 ) -> dict[str, Counts]:
     """Predict the tiles of one task, of one sample or several.
 
@@ -266,29 +377,25 @@ def predict_tiles(
     device : torch.device
     out : Path
         Pieces are written to ``<out>/<sample>/<sample>.t<tile>.b<block>.piece``.
+    warn : callable
+        Is told a text and its sample.
 
     Returns
     -------
     dict
         Counts of windows by sample.
+
+    Raises
+    ------
+    GpuMemoryError
+        The GPU's memory is not enough, not even without the sums.
     """
-    counts: dict[str, Counts] = {}
-    constants: dict[str, dict[bytes, torch.Tensor]] = {}
     progress = Progress(len(tiles), sum(plan.windows(tile) for plan, tile, _ in tiles))
+    task = TaskPrediction(networks, device, out, progress, warn)
     for plan, tile, image in tiles:
-        of_sample = counts.setdefault(plan.sample, Counts())
-        reusable = constants.setdefault(plan.sample, {})
-        try:
-            ensemble = Ensemble(networks, plan, device)
-            TilePrediction(plan, tile, image, ensemble, reusable, of_sample, progress).run(out / plan.sample)
-        except torch.OutOfMemoryError as error:
-            raise GpuMemoryError(
-                f"the GPU has too little memory for tile {plan.number(tile)}",
-                sample=plan.sample,
-                remedy="choose a smaller --tile_size, or --device cpu",
-            ) from error
+        task.predict(plan, tile, image)
         progress.finish_tile()
-    return counts
+    return task.counts
 
 
 def predict_task(batch: str, number: int, package: Path, folder: Path, record: Task, member: int = 0) -> None:
@@ -312,9 +419,37 @@ def predict_task(batch: str, number: int, package: Path, folder: Path, record: T
     images = {sample: NetworkImage(plan, staged_image(sample, folder)) for sample, plan in plans.items()}
     first = plans[rows[0].sample]
     device = use_device(first.device, first.threads)
-    networks = [prepared(network, first) for network in load_networks(package, load_config(package), device)]
+    networks = on_device(package, first, device)
     tiles = [(plans[row.sample], plans[row.sample].block(row.tile), images[row.sample]) for row in rows]
-    for sample, counts in predict_tiles(tiles, networks, device, folder).items():
+
+    def warn(text: str, sample: str) -> None:
+        record.warn(text, sample=sample)
+
+    for sample, counts in predict_tiles(tiles, networks, device, folder, warn).items():
         record.counts[sample] = asdict(counts)
         record.counts[sample]["piece_bytes"] = sum(p.stat().st_size for p in (folder / sample).glob("*.piece"))
-    record.counts["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    record.counts["device"] = device_kind(device)
+    if device.type == "cuda":
+        record.counts["gpu_memory_bytes"] = torch.cuda.max_memory_reserved(device)
+
+
+def on_device(package: Path, plan: Plan, device: torch.device) -> list[Network]:
+    """The networks of a package as the plan's engine runs them.
+
+    Raises
+    ------
+    GpuMemoryError
+        Their weights do not fit.
+    """
+    networks: list[Network] = []
+
+    def load() -> None:
+        networks.extend(prepared(network, plan) for network in load_networks(package, load_config(package), device))
+
+    if runs_out_of_memory(load):
+        raise GpuMemoryError(
+            "the GPU has too little memory for the weights of the model",
+            expected="as much as there was when the run probed the GPU",
+            remedy="end other programs on the GPU and run again with -resume, or choose --device cpu",
+        )
+    return networks

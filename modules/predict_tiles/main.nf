@@ -2,12 +2,15 @@
 // torch takes and gives back large buffers all the time: kept by the allocator they cost no page faults.
 // Threads that wait for the others go to sleep soon: on a machine that is shared they would burn what the others need.
 include { titleOf; memberFlag; memberMark } from '../../functions/channels'
+include { memoryFor; timeFor } from '../resources'
 
 process PREDICT_TILES {
     tag "${titleOf(meta)} ${task_number}"
     label 'process_gpu'
+    label 'process_torch'
     cpus { need.threads }
-    memory { "${need.memory * (task.exitStatus in [75, 76] ? 1 : 2 ** (task.attempt - 1))} B" }
+    memory { memoryFor(need.memory, task) }
+    time { timeFor(need.seconds ?: 0, task) }
 
     input:
     tuple val(meta), val(task_number), val(need), path(plans), path(tiles), path(infos), path(stores, stageAs: 'stores/*'), val(_fingerprints), path(packed, stageAs: '_package')
