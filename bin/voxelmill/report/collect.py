@@ -16,7 +16,16 @@ from voxelmill.model.config import ModelConfig
 from voxelmill.report import arrival
 from voxelmill.report.arrival import PREDICTION
 from voxelmill.report.objects import Cohort, ObjectTable, Seam, cohort, object_table, seams
-from voxelmill.report.usage import Comparison, ProcessUse, comparisons, disk_bytes, processes, versions
+from voxelmill.report.text import listed, plural
+from voxelmill.report.usage import (
+    Comparison,
+    ProcessUse,
+    comparisons,
+    device_kinds,
+    disk_bytes,
+    processes,
+    versions,
+)
 
 
 @dataclass(frozen=True)
@@ -257,6 +266,10 @@ def collect_run(
     told = _warnings_by_sample(files.records, listed["samples"])
     if uncompared:
         told.setdefault("", []).append(f"{COMPARISON.upper()} failed: samples are not compared")
+    kinds = device_kinds(files.records)
+    for name, of_sample in kinds.items():
+        told.setdefault(name, []).extend(mixed_sample(of_sample))
+    told.setdefault("", []).extend(mixed_run(kinds))
     failures = {
         entry["id"]: arrival.failure(entry, expected[entry["id"]], files.records)
         for entry in listed["samples"]
@@ -380,6 +393,48 @@ def _warnings_by_sample(
         for warning in record["warnings"]:
             told.setdefault(warning["sample"] or default, []).append(warning["text"])
     return told
+
+
+def mixed_sample(kinds: Mapping[str, int]) -> list[str]:
+    """Warning about a sample whose tasks ran on several kinds of device.
+
+    Parameters
+    ----------
+    kinds : mapping
+        Kind -> number of tasks.
+    """
+    if len(kinds) < 2:
+        return []
+    shares = listed([f"{plural(number, 'task')} on {kind}" for kind, number in sorted(kinds.items())])
+    return [
+        f"predicted on {len(kinds)} kinds of device ({shares}), which round differently: these labels are those of no "
+        "single device, and another run need not give them again. Do not rely on this sample; predict it again on one "
+        "kind"
+    ]
+
+
+def mixed_run(kinds: Mapping[str, Mapping[str, int]], names: int = 5) -> list[str]:
+    """Warning about samples that were predicted on different kinds of device; at most so many are named per kind.
+
+    Parameters
+    ----------
+    kinds : mapping
+        Sample -> kind -> number of tasks.
+    """
+    samples: dict[str, list[str]] = {}
+    for name, of_sample in kinds.items():
+        for kind in of_sample:
+            samples.setdefault(kind, []).append(name)
+    if len(samples) < 2:
+        return []
+    parts = [
+        f"{kind}: {', '.join(found[:names])}{f' and {len(found) - names} more' if len(found) > names else ''}"
+        for kind, found in sorted(samples.items())
+    ]
+    return [
+        f"networks ran on {len(samples)} kinds of device, which round differently, so that a few labels may depend on "
+        f"which one a sample met ({'; '.join(parts)}). Where samples are compared, predict all of them on one kind"
+    ]
 
 
 def _texts(warnings: Iterable[str | Mapping[str, str]]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 from voxelmill.report.arrival import PREDICTION
 
 ORDER = (
-    "pack_model", "check_input", "import_image", "plan_tiles", "save_patches", "predict_tiles", "stitch_blocks",
-    "average_models", "compose_probabilities", "postprocess_labels", "gather_blocks",
+    "pack_model", "check_input", "import_image", "probe_device", "plan_tiles", "save_patches", "predict_tiles",
+    "stitch_blocks", "average_models", "compose_probabilities", "postprocess_labels", "gather_blocks",
     "mark_cores", "link_cores", "separate_objects", "label_blocks", "link_objects", "relabel_blocks",
     "compose_store", "measure_objects", "tabulate_objects", "export_labels", "compare_samples",
 )  # fmt: skip
@@ -72,6 +72,18 @@ def disk_bytes(records: Iterable[Mapping[str, Any]]) -> int | None:
     """Bytes that tasks left in the work folder. Nothing is removed during a run, so the sum is its peak as well."""
     known = [record["disk_bytes"] for record in records if record.get("disk_bytes") is not None]
     return sum(known) if known else None
+
+
+def device_kinds(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Sample -> kind of device -> how many of its prediction tasks ran on one of that kind."""
+    kinds: dict[str, dict[str, int]] = {}
+    for record in records:
+        if record["process"] == PREDICTION:
+            kind = str(record["counts"]["device"])
+            for sample in (name for name, count in record["counts"].items() if isinstance(count, Mapping)):
+                of_sample = kinds.setdefault(sample, {})
+                of_sample[kind] = of_sample.get(kind, 0) + 1
+    return kinds
 
 
 def versions(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
