@@ -114,8 +114,8 @@ def attempts(outdir: Path, process: str) -> list[tuple[str, str]]:
 def test_every_task_is_a_job_that_asks_for_what_the_user_said(tmp_path: Path, local_digests: dict[str, str]) -> None:
     work, outdir = tmp_path / "work", tmp_path / "results"
     options = (
-        "--queue", "cpu", "--gpu_queue", "gpu", "--account", "lab", "--qos", "low", "--gpu_request", "--gres=gpu:1",
-        "--cluster_options", "--comment=by_the_user --nice=7", "--array_size", "2",
+        "--queue", "cpu", "--gpu_queue", "gpu", "--account", "lab", "--qos", "low", "--gpu_request=--gres=gpu:1",
+        "--cluster_options=--comment=by_the_user --nice=7", "--array_size", "2",
         "--shard_size", "32", "--task_minutes", "0.0001",
     )  # fmt: skip
     run = run_pipeline("test,slurm", outdir, work, options, settings=IMPATIENT + JOBS, environment=True)
