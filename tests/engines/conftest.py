@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 import re
@@ -9,11 +10,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+VERSION = "0.1.0"
+WITH_TORCH = {"PACK_MODEL", "PREDICT_TILES"}
 
 # What tells of a run and not of its images: times, memory, machines, and checksums of such files.
 ACCOUNTS = ("report.html", "outputs.json", "ro-crate-metadata.json", "pipeline_info/")
@@ -100,6 +104,75 @@ def digests(outdir: Path) -> dict[str, str]:
         for name, path in sorted(names.items())
         if not name.startswith(ACCOUNTS)
     }
+
+
+# Bash reads the file that BASH_ENV names before a task's script, inside the container; beforeScript runs outside it.
+WITNESS = """
+cp /etc/voxelmill/requirements.lock .lock
+{ command -v python; tail -n +3 /proc/net/dev | cut -d: -f1; } | tr -d ' ' > .inside
+{ echo "$HOME"; echo "$TMPDIR"; id -u; } > .user
+touch /etc/witness 2> .refused && exit 99
+"""
+SETTINGS = """
+process.beforeScript = 'cp {witness} .witness'
+env.BASH_ENV = '.witness'
+"""
+# More than the task may hold, and less than would hurt a machine whose engine does not stop it.
+HUNGER = "head -c 3G /dev/zero | tail > .eaten || exit $?\n"
+HUNGRY = """
+process {{
+    withName: 'TABULATE_OBJECTS' {{
+        beforeScript = {{ task.attempt == 1 ? 'cp {hungry} .witness' : 'cp {witness} .witness' }}
+    }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that went well, what it published, and its rows of Nextflow's trace."""
+
+    work: Path
+    digests: dict[str, str]
+    trace: list[dict[str, str]]
+
+
+def finished(profiles: str, folder: Path, settings: str, **options: object) -> Finished:
+    """Run the test profile with the witness in `folder` and read what it left."""
+    scripts = {"witness": WITNESS, "hungry": WITNESS + HUNGER}
+    for name, text in scripts.items():
+        (folder / name).write_text(text)
+    text = (SETTINGS + settings).format(**{name: folder / name for name in scripts})
+    run = run_pipeline(profiles, folder / "results", folder / "work", settings=text, **options)
+    assert run.returncode == 0, run.stdout + run.stderr
+    with (folder / "results" / "pipeline_info" / "trace.txt").open(newline="") as rows:
+        trace = list(csv.DictReader(rows, delimiter="\t"))
+    return Finished(folder / "work", digests(folder / "results"), trace)
+
+
+def assert_inside(run: Finished, user: int) -> None:
+    """Every task ran in its image, as `user`, with the loopback alone, and could write nothing but its own folder."""
+    found = tasks(run.work)
+    assert len(found) >= 16
+    locks = {name: (ROOT / "requirements" / f"{name}.lock").read_text() for name in ("runtime", "light")}
+    for folder, script in found.items():
+        process = process_of(script)
+        expected = locks["runtime" if process in WITH_TORCH else "light"]
+        assert (folder / ".lock").read_text() == expected, process
+        assert (folder / ".inside").read_text() == "/opt/venv/bin/python\nlo\n", process
+        assert (folder / ".user").read_text() == f"{folder}\n{folder}\n{user}\n", process
+        assert "Read-only file system" in (folder / ".refused").read_text(), process
+
+
+def assert_hungry_task_got_more(run: Finished) -> None:
+    """The task of `HUNGRY` was killed by the engine's limit of memory, and its second attempt had a higher limit."""
+    attempts = [row for row in run.trace if row["name"].split(":")[-1].startswith("TABULATE_OBJECTS")]
+    first, second = sorted(attempts, key=lambda row: int(row["attempt"]))
+    assert (first["status"], first["exit"]) == ("FAILED", "137")
+    assert (second["status"], second["exit"]) == ("COMPLETED", "0")
+    scripts = tasks(run.work)
+    limits = [re.findall(r"--memory (\d+)m", scripts[Path(row["workdir"])]) for row in (first, second)]
+    assert int(limits[1][0]) > int(limits[0][0])
 
 
 @pytest.fixture(scope="session")

@@ -3,82 +3,20 @@ system that cannot be written, and with the bytes of the run that used no engine
 
 from __future__ import annotations
 
-import csv
 import os
-import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, digests, process_of, run_pipeline, tasks
+from conftest import HUNGRY, ROOT, VERSION, Finished, assert_hungry_task_got_more, assert_inside, finished
 
-VERSION = "0.1.0"
 FULL = f"localhost/voxelmill:{VERSION}"
 LIGHT = f"{FULL}-light"
-WITH_TORCH = {"PACK_MODEL", "PREDICT_TILES"}
 NOBODY = 65534
-
-# Bash reads the file that BASH_ENV names before a task's script, inside the container; beforeScript runs outside it.
-WITNESS = """
-cp /etc/voxelmill/requirements.lock .lock
-{ command -v python; tail -n +3 /proc/net/dev | cut -d: -f1; } | tr -d ' ' > .inside
-{ echo "$HOME"; echo "$TMPDIR"; id -u; } > .user
-touch /etc/witness 2> .refused && exit 99
-"""
-SETTINGS = """
-process.beforeScript = 'cp {witness} .witness'
-env.BASH_ENV = '.witness'
-"""
-# More than the task may hold, and less than would hurt a machine whose engine does not stop it.
-HUNGER = "head -c 3G /dev/zero | tail > .eaten || exit $?\n"
-HUNGRY = """
-process {{
-    withName: 'TABULATE_OBJECTS' {{
-        beforeScript = {{ task.attempt == 1 ? 'cp {hungry} .witness' : 'cp {witness} .witness' }}
-    }}
-}}
-"""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run that went well, what it published, and its rows of Nextflow's trace."""
-
-    work: Path
-    digests: dict[str, str]
-    trace: list[dict[str, str]]
-
-
-def finished(profiles: str, folder: Path, settings: str, **options: object) -> Finished:
-    """Run the test profile with the witness in `folder` and read what it left."""
-    scripts = {"witness": WITNESS, "hungry": WITNESS + HUNGER}
-    for name, text in scripts.items():
-        (folder / name).write_text(text)
-    text = (SETTINGS + settings).format(**{name: folder / name for name in scripts})
-    run = run_pipeline(profiles, folder / "results", folder / "work", settings=text, **options)
-    assert run.returncode == 0, run.stdout + run.stderr
-    with (folder / "results" / "pipeline_info" / "trace.txt").open(newline="") as rows:
-        trace = list(csv.DictReader(rows, delimiter="\t"))
-    return Finished(folder / "work", digests(folder / "results"), trace)
-
-
-def assert_inside(run: Finished, user: int) -> None:
-    """Every task ran in its image, as `user`, with the loopback alone, and could write nothing but its own folder."""
-    found = tasks(run.work)
-    assert len(found) >= 16
-    locks = {name: (ROOT / "requirements" / f"{name}.lock").read_text() for name in ("runtime", "light")}
-    for folder, script in found.items():
-        process = process_of(script)
-        expected = locks["runtime" if process in WITH_TORCH else "light"]
-        assert (folder / ".lock").read_text() == expected, process
-        assert (folder / ".inside").read_text() == "/opt/venv/bin/python\nlo\n", process
-        assert (folder / ".user").read_text() == f"{folder}\n{folder}\n{user}\n", process
-        assert "Read-only file system" in (folder / ".refused").read_text(), process
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +45,7 @@ def test_podman_runs_every_task_inside_its_image(podman_run: Finished) -> None:
 
 
 def test_task_that_exceeds_its_memory_is_killed_and_gets_more(podman_run: Finished) -> None:
-    attempts = [row for row in podman_run.trace if row["name"].split(":")[-1].startswith("TABULATE_OBJECTS")]
-    first, second = sorted(attempts, key=lambda row: int(row["attempt"]))
-    assert (first["status"], first["exit"]) == ("FAILED", "137")
-    assert (second["status"], second["exit"]) == ("COMPLETED", "0")
-    scripts = tasks(podman_run.work)
-    limits = [re.findall(r"--memory (\d+)m", scripts[Path(row["workdir"])]) for row in (first, second)]
-    assert int(limits[1][0]) > int(limits[0][0])
+    assert_hungry_task_got_more(podman_run)
 
 
 # Mounts made here end with the run; ch-run gives its tasks the network of whoever starts it, so this one has none.
