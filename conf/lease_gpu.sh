@@ -140,7 +140,7 @@ lease_gpu() { # ids with commas, how many tasks may share one
             printf 'GPU: waiting since %d s for one of %s; held:\n%s\n' $((SECONDS - since)) "$1" "$(lease_holders "${uuids[*]}")" >&2
             next=$((next + 600))
         fi
-        sleep 1
+        sleep 0.5
     done
     trap - TERM INT USR2
     eval "$traps"

@@ -11,15 +11,17 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import ROOT
+from test_nextflow import nextflow
 
 LEASE = ROOT / "conf" / "lease_gpu.sh"
 
@@ -193,11 +195,6 @@ def test_who_waits_says_who_holds(machine: Machine) -> None:
     assert re.search(rf"0: process {task.pid} of \S+ in {machine.folder}", waiting.stderr.readline())
 
 
-def test_folders_of_temporary_files_do_not_matter(machine: Machine) -> None:
-    machine.hold("0", TMPDIR=str(machine.locks))
-    machine.waits("0", TMPDIR=str(machine.programs))
-
-
 def test_the_locks_lie_in_tmp() -> None:
     # by the text alone: a test that held them would stop a real run on this machine
     assert "\nlease_folder=${VOXELMILL_LOCKS:-/tmp}\n" in LEASE.read_text()
@@ -294,3 +291,112 @@ def test_a_task_that_waits_ends_when_nextflow_was_killed(machine: Machine) -> No
 
 def test_the_wrappers_handlers_are_those_of_before(machine: Machine) -> None:
     assert machine.run("0", "trap -p TERM INT")[1] == "trap -- 'echo ended >&2' SIGTERM"
+
+
+PIPELINE = """
+process WORK {
+    tag "$number"
+    label 'process_gpu'
+    cpus 1
+    memory '100 MB'
+
+    input:
+    val number
+
+    script:
+    \"\"\"
+    echo "\\$CUDA_VISIBLE_DEVICES \\$(date +%s.%N)" >>'${launchDir}/${number}.${task.attempt}'
+    while [[ -e .command.sh && ! -e '${launchDir}/../go' ]]; do sleep 0.1; done
+    sleep 0.2
+    date +%s.%N >>'${launchDir}/${number}.${task.attempt}'
+    [[ ${number} != 1 || ${task.attempt} != 1 ]] || kill -KILL \\$\\$
+    \"\"\"
+}
+
+workflow {
+    WORK(channel.of(1..params.tasks))
+}
+"""
+
+
+@pytest.fixture
+def pipeline(machine: Machine) -> Path:
+    """A pipeline of one process, with this project's settings; its folder's name needs quotes."""
+    folder = machine.folder / "it's one"
+    folder.mkdir()
+    (folder / "main.nf").write_text(PIPELINE)
+    shutil.copy(ROOT / "nextflow.config", folder)
+    (folder / "conf").symlink_to(ROOT / "conf")
+    return folder
+
+
+def start_run(
+    machine: Machine, pipeline: Path, name: str, parser: str, tasks: int
+) -> tuple[Path, subprocess.Popen[str]]:
+    """Starts Nextflow in a folder of its own; the folder, and the process."""
+    folder = machine.folder / name
+    folder.mkdir()
+    path = f"{Path(sys.executable).parent}:{machine.environment['PATH']}"
+    environment = {**machine.environment, "PATH": path, "NXF_SYNTAX_PARSER": parser, "NXF_ANSI_LOG": "false"}
+    options = ["--device", "cuda", "--gpu_ids", "4,7,4", "--tasks", str(tasks), "--max_cpus", "2"]
+    run = subprocess.Popen(
+        ["nextflow", "run", str(pipeline), "-profile", "gpus", *options],
+        env={**environment, "TMPDIR": str(folder)},
+        cwd=folder,
+        stdout=(folder / "log").open("w"),
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    machine.tasks.append(run)
+    return folder, run
+
+
+def wait_until(what: Callable[[], Any], machine: Machine, seconds: float = 600) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "\n".join(path.read_text() for path in machine.folder.glob("*/log"))
+        time.sleep(0.1)
+
+
+def test_runs_that_meet_on_a_machine_and_one_that_was_killed(machine: Machine, pipeline: Path) -> None:
+    killed, run = start_run(machine, pipeline, "killed", "v1", 3)
+    wait_until(lambda: len(list(killed.glob("*.1"))) == 2, machine)
+    run.kill()
+    run.wait()
+    others = [start_run(machine, pipeline, name, name, 4) for name in ("v1", "v2")]
+    logs = [folder / "work" for folder, _ in others]
+    wait_until(lambda: all(len([*log.glob("*/*/.command.log")]) == 2 for log in logs), machine)
+    for log in logs:
+        for path in log.glob("*/*/.command.log"):
+            wait_until(lambda path=path: f" in {killed}/work/" in path.read_text(), machine)
+    assert [len(list(folder.glob("*.1"))) for folder, _ in others] == [0, 0]
+
+    (machine.folder / "go").touch()
+    for folder, run in others:
+        assert run.wait(timeout=600) == 0, (folder / "log").read_text()
+    records = [path for folder in (killed, *(folder for folder, _ in others)) for path in folder.glob("[0-9].[0-9]")]
+    assert sorted(path.name for path in records) == sorted(["1.1", "2.1", *2 * ["1.1", "1.2", "2.1", "3.1", "4.1"]])
+    cards = intervals_by_card([path.read_text() for path in records])
+    assert sorted(cards) == ["4", "7"]
+    assert [most_at_once(intervals) for intervals in cards.values()] == [1, 1]
+    assert most_at_once([spell for spells in cards.values() for spell in spells]) == 2
+
+
+@pytest.mark.parametrize("parser", ["v1", "v2"])
+def test_without_a_gpu_nothing_is_leased(parser: str, tmp_path: Path) -> None:
+    run = nextflow(tmp_path, "-q", "config", ROOT, "-profile", "gpus", "-flat", parser=parser)
+    settings = re.findall(r"^process\..*process_gpu.*\.(\w+) = (.*)$", run.stdout, re.MULTILINE)
+    assert {("maxForks", "0"), ("beforeScript", "''")} <= set(settings)
+
+
+@pytest.mark.parametrize("parser", ["v1", "v2"])
+def test_nextflow_reads_the_examples_for_clouds(parser: str, tmp_path: Path) -> None:
+    examples = sorted((ROOT / "conf" / "examples").glob("*.config"))
+    files = [part for path in examples for part in ("-c", path)]
+    run = nextflow(tmp_path, "-q", *files, "config", ROOT, "-flat", parser=parser)
+    assert run.returncode == 0, run.stderr
+    # the last one's, over what those before it say
+    assert len(examples) == 3
+    assert "process.executor = 'k8s'" in run.stdout
+    assert "process.'withLabel:process_gpu'.queue = 'CPU-QUEUE'" in run.stdout
