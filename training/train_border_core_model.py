@@ -7,6 +7,7 @@ PATH holds `microct/` and `fluorescence/` (see `training/README.md`). Everything
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -80,6 +82,9 @@ class Recipe:
         Patches per step.
     steps : int
         Of an epoch.
+    border_weight : float
+        How much a voxel of the border counts in the cross-entropy. A border that comes out too thick costs a rim of the
+        core, which growing gives back; one with a hole makes two objects one.
     features : tuple of int
     strides : tuple of tuple of int
         Of each stage.
@@ -92,6 +97,7 @@ class Recipe:
     patch: tuple[int, int, int]
     batch: int
     steps: int
+    border_weight: float
     features: tuple[int, ...]
     strides: tuple[tuple[int, int, int], ...]
 
@@ -111,8 +117,9 @@ RECIPES = {
         thickness=2.0,
         patch=(40, 40, 40),
         batch=1,
-        steps=250,
-        features=(8, 16, 32),
+        steps=400,
+        border_weight=8.0,
+        features=(16, 32, 64),
         strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
     ),
     "nuclei": Recipe(
@@ -123,6 +130,7 @@ RECIPES = {
         patch=(32, 64, 64),
         batch=2,
         steps=40,
+        border_weight=1.0,
         features=(8, 16, 32, 32),
         strides=((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)),
     ),
@@ -179,7 +187,17 @@ def plan(preprocessed: Path, recipe: Recipe) -> None:
     preprocess_dataset(1, configurations=[CONFIGURATION], num_processes=[1])
 
 
-def train(steps: int, threads: int, told: Callable[[Path], None]) -> Path:
+def in_bfloat16(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A training step as nnU-Net takes it on a GPU, in half precision: several times as fast where the CPU has AMX."""
+
+    def autocast(batch: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return step(batch)
+
+    return autocast
+
+
+def train(steps: int, border_weight: float, threads: int, told: Callable[[Path], None]) -> Path:
     """Run the stock trainer with `steps` steps per epoch; returns its result folder."""
     from nnunetv2.run.run_training import get_trainer_from_args
 
@@ -193,6 +211,10 @@ def train(steps: int, threads: int, told: Callable[[Path], None]) -> Path:
     trainer.num_iterations_per_epoch = steps
     trainer.num_val_iterations_per_epoch = 2
     trainer.save_every = 1
+    trainer.initialize()
+    trainer.loss.loss.ce.weight = torch.tensor([1.0, 1.0, border_weight])
+    trainer.network.register_forward_hook(lambda _network, _input, outputs: [logits.float() for logits in outputs])
+    trainer.train_step = in_bfloat16(trainer.train_step)
     result = Path(trainer.output_folder_base)
     told(result)
     trainer.run_training()
@@ -262,7 +284,8 @@ def train_model(recipe: Recipe, data: Path, out: Path, steps: int, threads: int)
         os.environ |= {one: str(folder) for one, folder in folders.items()} | {"nnUNet_n_proc_DA": str(threads)}
         write_dataset(folders["nnUNet_raw"] / DATASET, data, recipe)
         plan(folders["nnUNet_preprocessed"], recipe)
-        ship(train(steps, threads, lambda result: print(f"checkpoints in {result}", flush=True)), out)
+        told = functools.partial(print, "checkpoints in", flush=True)
+        ship(train(steps, recipe.border_weight, threads, told), out)
 
 
 @click.command(help=__doc__)
