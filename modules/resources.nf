@@ -12,11 +12,11 @@ def needsOf(samples, estimates) {
     }
 }
 
-// `bytes`: a number, or a text such as '4 GB' where the data say nothing.
+// `bytes` is null where nothing is known of the data.
 // A task of this machine never asks for more than it has, or Nextflow would refuse to try it again.
 def memoryFor(bytes, task) {
     if (!task.previousTrace) {
-        return bytes instanceof Number ? new nextflow.util.MemoryUnit(bytes as long) : new nextflow.util.MemoryUnit(bytes.toString())
+        return new nextflow.util.MemoryUnit((bytes ?: 4_000_000_000) as long)
     }
     def last = task.previousTrace.memory as long
     def asked = task.exitStatus in [134, 137, 139, 247, 2147483647] ? 2 * last : last
@@ -36,7 +36,21 @@ def timeFor(seconds, task) {
     return new nextflow.util.Duration(asked as long)
 }
 
-// Bytes of a file, or of several
+// Bytes of all files; a folder counts as its entry on the disk.
 def sizeOf(files) {
     return [files].flatten().collect { file -> file.size() as long }.sum(0L)
+}
+
+// Bytes of the largest file in a folder, or of the file itself
+def largestIn(path) {
+    def sizes = [path.size() as long]
+    if (path.isDirectory()) {
+        path.toRealPath().eachFileRecurse { file -> sizes.add(file.size() as long) }
+    }
+    return sizes.max()
+}
+
+// Product of the whole numbers among a script's options
+def productOf(options) {
+    return options.tokenize().findAll { word -> word.isInteger() }.collect { word -> word as long }.inject(1L) { product, number -> product * number }
 }

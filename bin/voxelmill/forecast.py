@@ -15,7 +15,9 @@ SMALL_VOXELS = 2**21
 BATCH_SAMPLES = 64
 BATCH_VOXELS = 2**26
 
-FIGURES = ("windows", "seconds", "memory_bytes", "work_bytes", "output_bytes")
+SUMS = ("windows", "seconds", "work_bytes", "output_bytes")
+FIGURES = (*SUMS, "memory_bytes", "needs")
+"""What is kept of a sample's estimate; a run has the sums, and the largest memory."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +31,21 @@ class Checked:
     skipped : list of dict
         Id and error of the rows that were left out.
     estimates : dict
-        Sample -> windows, seconds, memory_bytes, work_bytes, output_bytes.
+        Sample -> windows, seconds, work_bytes, output_bytes, memory_bytes, and the needs of its tasks by process.
     faults : tuple of VoxelmillError
         Why rows were left out.
     """
 
     samples: list[dict[str, Any]]
     skipped: list[dict[str, str]]
-    estimates: dict[str, dict[str, float]]
+    estimates: dict[str, dict[str, Any]]
     faults: tuple[VoxelmillError, ...] = field(default=(), compare=False)
 
     @property
     def total(self) -> dict[str, float]:
         """Figures of the whole run: sums, and the largest memory of a task."""
         every = self.estimates.values()
-        total = {name: sum(one[name] for one in every) for name in FIGURES}
+        total = {name: sum(one[name] for one in every) for name in SUMS}
         return total | {"memory_bytes": max(one["memory_bytes"] for one in every)}
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from voxelmill.grid import shard_shape
 from voxelmill.image import ArrayLocation, ChannelStatistics, ImageInfo
 from voxelmill.model.config import ModelConfig
 from voxelmill.model.package import load_config
+from voxelmill.needs import Need, Size, most_of, needs_of
 from voxelmill.plan import Plan
 from voxelmill.planning import Options, make_plan
 from voxelmill.probabilities import MEMBER_TYPE, STORED_BYTES
@@ -117,6 +120,21 @@ def estimate(config: ModelConfig, shape: tuple[int, ...], spacing: tuple[float, 
         + label_work(voxels, options.id_layers)
         + probability_bytes(likely, plan.probabilities),
         output_bytes=label_output(voxels) + probability_bytes(plan.heads * voxels, plan.probabilities),
+        needs=needs_of(size_of(plan, len(config.channel_names), options.memory_budget)),
+    )
+
+
+def size_of(plan: Plan, channels: int, memory_budget: int) -> Size:
+    """What the needs of a predicted sample depend on."""
+    cells = [[(s.stop - s.start, s.footprint[1] - s.footprint[0]) for s in axis.segments] for axis in plan.axes]
+    return Size(
+        shape=plan.shape,
+        channels=channels,
+        heads=plan.heads,
+        shard=math.prod(map(min, plan.shape, plan.shard)),
+        block=math.prod(max(b - a for a, b in itertools.pairwise(cuts)) for cuts in plan.grid.cuts),
+        cell=math.prod(max(map(max, sides)) for sides in cells),
+        memory_budget=memory_budget,
     )
 
 
@@ -146,6 +164,7 @@ def estimate_together(
         # the image, the labels and the exported files are there once
         work_bytes=alone.work_bytes + mean + sum(one.work_bytes - alone.work_bytes for one in every),
         output_bytes=alone.output_bytes + mean,
+        needs=most_of(one.needs for one in every),
     )
 
 
@@ -157,6 +176,17 @@ def probability_bytes(values: int, dtype: str | None) -> int:
 def estimate_given(shape: tuple[int, ...], channels: int, options: Options) -> Estimate:
     """What a sample will take whose labels are given: no windows; its tasks are cut to the memory of one."""
     voxels = math.prod(shape)
+    shard = shard_shape(shape, options.shard_size)
+    size = Size(
+        shape=tuple(shape),
+        channels=channels,
+        heads=0,
+        shard=math.prod(map(min, shape, shard)),
+        # two shards on each axis, and a thin third one
+        block=math.prod(min(n, 3 * side) for n, side in zip(shape, shard, strict=True)),
+        cell=0,
+        memory_budget=options.memory_budget,
+    )
     return Estimate(
         windows=0,
         tiles=0,
@@ -164,6 +194,7 @@ def estimate_given(shape: tuple[int, ...], channels: int, options: Options) -> E
         memory_bytes=options.memory_budget,
         work_bytes=IMAGE_BYTES * voxels * channels + label_work(voxels, options.id_layers),
         output_bytes=label_output(voxels),
+        needs=needs_of(size),
     )
 
 
@@ -179,7 +210,10 @@ def label_output(voxels: int) -> int:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Forecast of one sample; bytes of the work folder assume 16-bit voxels and sums that shrink to six bytes."""
+    """Forecast of one sample; bytes of the work folder assume 16-bit voxels and sums that shrink to six bytes.
+
+    ``needs`` are those of its tasks by process; without them the sample is one task that needs what the forecast says.
+    """
 
     windows: int
     tiles: int
@@ -187,6 +221,7 @@ class Estimate:
     memory_bytes: int
     work_bytes: int
     output_bytes: int
+    needs: dict[str, Need] = field(default_factory=dict)
 
 
 def plan_batch(

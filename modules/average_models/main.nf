@@ -1,8 +1,12 @@
 // Probabilities that several models gave to the blocks of whole samples -> blocks of labels, and the mean probabilities
 // where they are to be kept.
+include { memoryFor; timeFor } from '../resources'
+
 process AVERAGE_MODELS {
     tag "${meta.id}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.average_models?.memory, task) }
+    time { timeFor(meta.needs?.average_models?.seconds, task) }
 
     input:
     tuple val(meta), path(blocks), path(plans)

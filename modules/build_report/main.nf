@@ -1,6 +1,10 @@
 // Everything a run left -> the report; fails if a sample of samples.json did not arrive.
+include { memoryFor; timeFor; sizeOf } from '../resources'
+
 process BUILD_REPORT {
     label 'process_single'
+    memory { memoryFor(1_000_000_000 + 10 * sizeOf([staged].flatten().findAll { file -> file.name.endsWith('.json') }), task) }
+    time { timeFor(sizeOf(staged) / 1e6, task) }
 
     input:
     path samples

@@ -1,6 +1,10 @@
 // Tables of all samples -> one table, and the comparison of groups; fails if a sample of samples.json did not arrive.
+include { memoryFor; timeFor; sizeOf } from '../resources'
+
 process COMPARE_SAMPLES {
     label 'process_single'
+    memory { memoryFor(1_000_000_000 + 20 * sizeOf(tables), task) }
+    time { timeFor(sizeOf(tables) / 1e6, task) }
 
     input:
     path tables, stageAs: '_tables/*'

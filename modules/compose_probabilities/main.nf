@@ -1,7 +1,11 @@
 // Blocks of probabilities of whole samples -> NGFF images with a channel per class; what has no block is background.
+include { memoryFor; timeFor } from '../resources'
+
 process COMPOSE_PROBABILITIES {
     tag "${meta.id}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.compose_probabilities?.memory, task) }
+    time { timeFor(meta.needs?.compose_probabilities?.seconds, task) }
 
     input:
     tuple val(meta), path(blocks), path(plans)

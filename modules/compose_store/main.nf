@@ -1,7 +1,11 @@
 // Blocks of whole samples -> NGFF labels; what has no block is background.
+include { memoryFor; timeFor } from '../resources'
+
 process COMPOSE_STORE {
     tag "${meta.id}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.compose_store?.memory, task) }
+    time { timeFor(meta.needs?.compose_store?.seconds, task) }
 
     input:
     tuple val(meta), path(blocks), path(grids), path(summaries)

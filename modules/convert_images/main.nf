@@ -1,7 +1,11 @@
 // Images and the labels given with them -> another format, each streamed from header to last voxel.
+include { memoryFor; timeFor } from '../resources'
+
 process CONVERT_IMAGES {
     tag "${meta.id}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.whole?.memory, task) }
+    time { timeFor(meta.needs?.whole?.seconds, task) }
 
     input:
     tuple val(meta), '-', path(images, stageAs: '_images/?/*'), val(_fingerprints)

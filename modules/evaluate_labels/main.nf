@@ -1,7 +1,11 @@
 // Labels and their truth, read box by box -> how well they agree, every object with its partner, pictures of the worst.
+include { memoryFor; timeFor } from '../resources'
+
 process EVALUATE_LABELS {
     tag "${meta.id}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.whole?.memory, task) }
+    time { timeFor(meta.needs?.whole?.seconds, task) }
 
     input:
     tuple val(meta), '-', path(images, stageAs: '_images/?/*'), val(_fingerprints)

@@ -1,7 +1,11 @@
 // The label stores of a batch -> label files in the format of the input, outlines of single planes.
+include { memoryFor; timeFor } from '../resources'
+
 process EXPORT_LABELS {
     tag "${meta.id}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.export_labels?.memory, task) }
+    time { timeFor(meta.needs?.export_labels?.seconds, task) }
 
     input:
     tuple val(meta), path(grids), path(infos), path(labels, stageAs: 'labels/?/*')

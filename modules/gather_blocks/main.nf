@@ -1,7 +1,11 @@
 // All blocks of a batch -> one array per sample that any box can be read from, and the grid of the ids to be.
+include { memoryFor; timeFor } from '../resources'
+
 process GATHER_BLOCKS {
     tag "${meta.id}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.gather_blocks?.memory, task) }
+    time { timeFor(meta.needs?.gather_blocks?.seconds, task) }
 
     input:
     tuple val(meta), path(blocks), path(grids)

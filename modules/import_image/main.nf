@@ -1,8 +1,12 @@
 // Any format -> store, in one streaming pass. An image that is chunked Zarr already is measured, not copied.
 // Labels that are given become blocks as STITCH_BLOCKS writes them; blocks of background alone are left out.
+include { memoryFor; timeFor } from '../resources'
+
 process IMPORT_IMAGE {
     tag "${meta.id}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.import_image?.memory, task) }
+    time { timeFor(meta.needs?.import_image?.seconds, task) }
 
     input:
     tuple val(meta), '-', path(images, stageAs: '_images/?/*'), val(_fingerprints)

@@ -1,7 +1,11 @@
 // Labels of a group of blocks, and the image under them -> the components of their shards, and which of them touch.
+include { memoryFor; timeFor } from '../resources'
+
 process LABEL_BLOCKS {
     tag "${meta.id} ${group}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.label_blocks?.memory, task) }
+    time { timeFor(meta.needs?.label_blocks?.seconds, task) }
 
     input:
     tuple val(meta), val(group), path(blocks), path(rows), path(grids), path(infos), path(stores, stageAs: 'stores/*'), val(_fingerprints)

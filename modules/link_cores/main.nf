@@ -1,7 +1,11 @@
 // Cores and regions of all blocks of a batch -> the number of every core, and the marks of a sample as one array.
+include { memoryFor; timeFor; sizeOf } from '../resources'
+
 process LINK_CORES {
     tag "${meta.id}"
     label 'process_single'
+    memory { memoryFor(1_000_000_000 + 6 * sizeOf(found), task) }
+    time { timeFor(sizeOf(found) / 1e7, task) }
 
     input:
     tuple val(meta), path(found), path(marks), path(grids)

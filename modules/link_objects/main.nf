@@ -1,7 +1,11 @@
 // Components of all blocks of a batch -> the objects of its samples, the id of every component, who measures what.
+include { memoryFor; timeFor; sizeOf } from '../resources'
+
 process LINK_OBJECTS {
     tag "${meta.id}"
     label 'process_single'
+    memory { memoryFor(1_000_000_000 + 6 * sizeOf(components), task) }
+    time { timeFor(sizeOf(components) / 1e7, task) }
 
     input:
     tuple val(meta), path(components), path(grids), path(infos)

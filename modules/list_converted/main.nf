@@ -1,6 +1,10 @@
 // What was converted -> a samplesheet, a table and checksums; fails if a sample of samples.json did not arrive.
+include { memoryFor; timeFor; sizeOf } from '../resources'
+
 process LIST_CONVERTED {
     label 'process_single'
+    memory { memoryFor(1_000_000_000, task) }
+    time { timeFor(sizeOf(results) / 1e6, task) }
 
     input:
     path samples

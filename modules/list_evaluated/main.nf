@@ -1,6 +1,10 @@
 // What was found about every sample -> tables, a report and checksums; fails if a sample of samples.json did not arrive.
+include { memoryFor; timeFor; sizeOf } from '../resources'
+
 process LIST_EVALUATED {
     label 'process_single'
+    memory { memoryFor(1_000_000_000 + 10 * sizeOf(results), task) }
+    time { timeFor(sizeOf(results) / 1e6, task) }
 
     input:
     path samples

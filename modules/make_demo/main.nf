@@ -1,6 +1,10 @@
 // Images for a first run, generated.
+include { memoryFor; productOf; timeFor } from '../resources'
+
 process MAKE_DEMO {
     label 'process_single'
+    memory { memoryFor(1_000_000_000 + 32 * productOf(options), task) }
+    time { timeFor(productOf(options) / 1e6, task) }
 
     input:
     val options

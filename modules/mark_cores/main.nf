@@ -1,7 +1,11 @@
 // The gathered labels -> the cores and the regions in the shards of a group of blocks, and which of them touch.
+include { memoryFor; timeFor } from '../resources'
+
 process MARK_CORES {
     tag "${meta.id} ${group}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.mark_cores?.memory, task) }
+    time { timeFor(meta.needs?.mark_cores?.seconds, task) }
 
     input:
     tuple val(meta), val(group), path(stores), path(rows), path(grids)

@@ -1,8 +1,11 @@
 // The objects of one task, cut out of labels and image -> skeleton, lengths, thickness and profile, one row per object.
+include { memoryFor; timeFor } from '../resources'
+
 process MEASURE_OBJECTS {
     tag "${meta.id} ${task_number}"
     label 'process_single'
-    memory { "${need.memory * (task.exitStatus in [75, 76] ? 1 : 2 ** (task.attempt - 1))} B" }
+    memory { memoryFor(need.memory, task) }
+    time { timeFor(1800, task) }
 
     input:
     tuple val(meta), val(task_number), val(need), path(linked), path(table), path(grids), path(infos), path(stores, stageAs: 'stores/*'), val(_fingerprints), path(labels, stageAs: 'labels/?/*')

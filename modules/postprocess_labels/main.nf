@@ -1,7 +1,11 @@
 // Blocks of predicted labels of whole samples -> the same blocks after the model's own post-processing.
+include { memoryFor; timeFor } from '../resources'
+
 process POSTPROCESS_LABELS {
     tag "${meta.id}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.postprocess_labels?.memory, task) }
+    time { timeFor(meta.needs?.postprocess_labels?.seconds, task) }
 
     input:
     tuple val(meta), path(blocks), path(grids)

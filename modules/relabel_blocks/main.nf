@@ -1,7 +1,11 @@
 // Labels of a group of blocks, and the id of every component -> the instance labels of those blocks.
+include { memoryFor; timeFor } from '../resources'
+
 process RELABEL_BLOCKS {
     tag "${meta.id} ${group}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.relabel_blocks?.memory, task) }
+    time { timeFor(meta.needs?.relabel_blocks?.seconds, task) }
 
     input:
     tuple val(meta), val(group), path(blocks), path(rows), path(grids), path(luts), path(linked_json)

@@ -1,7 +1,11 @@
 // Plans and images of a batch -> the voxels of every tile as TIFF, and where they lie.
+include { memoryFor; timeFor } from '../resources'
+
 process SAVE_PATCHES {
     tag "${meta.id}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.save_patches?.memory, task) }
+    time { timeFor(meta.needs?.save_patches?.seconds, task) }
 
     input:
     tuple val(meta), path(plans), path(infos), path(stores, stageAs: 'stores/*'), val(_fingerprints)

@@ -1,7 +1,11 @@
 // The gathered labels, or marks with their numbers -> blocks in which every voxel bears the id of its object.
+include { memoryFor; timeFor } from '../resources'
+
 process SEPARATE_OBJECTS {
     tag "${meta.id} ${group}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.separate_objects?.memory, task) }
+    time { timeFor(meta.needs?.separate_objects?.seconds, task) }
 
     input:
     tuple val(meta), val(group), path(stores), path(markers), path(rows), path(grids)

@@ -1,9 +1,12 @@
 // Pieces of a group of blocks -> finished labels of those blocks, and the probabilities behind them where they are wanted.
 include { titleOf; memberFlag; memberMark } from '../../functions/channels'
+include { memoryFor; timeFor } from '../resources'
 
 process STITCH_BLOCKS {
     tag "${titleOf(meta)} ${group}"
     label 'process_single'
+    memory { memoryFor(meta.needs?.stitch_blocks?.memory, task) }
+    time { timeFor(meta.needs?.stitch_blocks?.seconds, task) }
 
     input:
     tuple val(meta), val(group), path(pieces), path(plans), path(blocks)

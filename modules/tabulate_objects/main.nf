@@ -1,7 +1,11 @@
 // Linked objects and their measures -> tables, JSON, charts and the report's pictures.
+include { memoryFor; timeFor; sizeOf } from '../resources'
+
 process TABULATE_OBJECTS {
     tag "${meta.id}"
     label 'process_single'
+    memory { memoryFor(1_000_000_000 + 20 * sizeOf([linked, measures]), task) }
+    time { timeFor(sizeOf([linked, measures]) / 1e6, task) }
 
     input:
     tuple val(meta), path(measures), path(linked), path(linked_json), path(grids), path(infos), path(stores, stageAs: 'stores/*'), val(_fingerprints), path(labels, stageAs: 'labels/?/*')

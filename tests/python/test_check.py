@@ -836,7 +836,9 @@ def test_script_writes_its_files(
     assert (seen[0].channel, seen[0].plan.engine, seen[0].plan.shard_size) == ("-1", "bfloat16", 16)
     samples, estimate = read_json(Path("check/samples.json")), read_json(Path("check/estimate.json"))
     record = read_json(Path("check/check.check_input.json"))
-    assert [entry["id"] for entry in samples["samples"]] == ["a"] and samples["estimate"]["a"] == estimate
+    figures = samples["estimate"]["a"]
+    assert figures.pop("needs")["import_image"]["memory"] >= 10**9
+    assert [entry["id"] for entry in samples["samples"]] == ["a"] and figures == estimate
     assert record["counts"] == {"samples": 1, "skipped": 0}
     assert set(record["outputs"]) == {"check/samples.json", "check/estimate.json"}
     assert capsys.readouterr().out.startswith("sample  z, y, x")

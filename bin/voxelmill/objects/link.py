@@ -50,6 +50,10 @@ BOX_VOXELS_PER_TASK = 2**31
 OBJECTS_PER_TASK = 50_000
 """What one task of MEASURE_OBJECTS takes: voxels of its objects' boxes, and objects."""
 
+READING_BYTES, BOX_BYTES = 1_000_000_000, 40
+"""Memory of such a task: libraries, compiled code and a read of 256 MB (356 to 654 MB were measured); and for a voxel
+of its largest object's box labels, image, masks and the voxels to be thinned."""
+
 ROWS_PER_GROUP = 65_536
 """Rows of a table that are encoded in memory at a time."""
 
@@ -425,7 +429,7 @@ def pack(samples: Sequence[tuple[str, np.ndarray]], memory_bytes: int) -> list[M
     samples : sequence of (sample, ndarray)
         Box voxels of each row of the sample's table, 0 where it is not to be measured.
     memory_bytes : int
-        What a task may use.
+        What a task may use. It asks for less where the boxes of its objects are small.
     """
     rows: list[MeasureRow] = []
     task = objects = voxels = 0
@@ -440,11 +444,12 @@ def pack(samples: Sequence[tuple[str, np.ndarray]], memory_bytes: int) -> list[M
                 task, objects, voxels = task + 1, 0, 0
                 continue
             last = max(last, first + 1)
-            rows.append(MeasureRow(sample, task, first, last, memory_bytes))
+            held = READING_BYTES + BOX_BYTES * int(boxes[first:last].max())
+            rows.append(MeasureRow(sample, task, first, last, min(memory_bytes, held)))
             objects, voxels = objects + last - first, voxels + int(ends[last - 1]) - before
             first = last
         if not rows or rows[-1].sample != sample:
-            rows.append(MeasureRow(sample, task, 0, 0, memory_bytes))
+            rows.append(MeasureRow(sample, task, 0, 0, min(memory_bytes, READING_BYTES)))
     return rows
 
 
