@@ -48,7 +48,7 @@ def schedule(plans: list[Plan], task_seconds: float) -> tuple[list[TileRow], lis
                     memory_bytes=plan.memory_bytes,
                     threads=plan.threads,
                     seconds=math.ceil(estimate),
-                    gpu_memory_bytes=0,
+                    gpu_memory_bytes=plan.gpu_memory_bytes,
                 )
             )
     total = sum(len(senders) for plan in plans for senders in plan.pieces.values())
