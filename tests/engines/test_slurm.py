@@ -27,36 +27,45 @@ executor {
 }
 """
 
-# Outside any container, before a task's own script.
-WITNESS = "env | grep -E '^(SLURM|CUDA)_' > .job; scontrol -o show job $SLURM_JOB_ID > .request"
+# Read before a task's own script, outside any container.
+WITNESS = """
+env | grep -E '^(SLURM|CUDA)_' > .job
+scontrol -o show job $SLURM_JOB_ID > .request
+"""
+HOG = "import sys, time; held = b'x' * int(sys.argv[1]); time.sleep(6)"
 
 # There is no GPU: prediction gets what --device cuda gives it as far as Slurm can see, and computes on the CPU.
-JOBS = f"""
-process {{
-    beforeScript = '{WITNESS}'
-    withLabel: 'process_gpu' {{
+JOBS = """
+process {
+    beforeScript = 'source FOLDER/witness.sh'
+    withLabel: 'process_gpu' {
         accelerator = 1
-    }}
-}}
+    }
+}
 """
 
 # First attempts that end badly: more memory than asked for, cancelled by somebody, and gone without a last word. The
 # first takes the same memory again at its second attempt, so that only a larger request saves it.
-HOG = "import sys, time; held = b'x' * int(sys.argv[1]); time.sleep(6)"
-TAKEN = "${(task.memory.toBytes() * 1.5 / 2 ** (task.attempt - 1)) as long}"
-DEATHS = f"""
-process {{
-    withName: 'COMPOSE_STORE' {{
-        beforeScript = {{ "{WITNESS}; {sys.executable} -c \\"{HOG}\\" {TAKEN}" }}
-    }}
-    withName: 'LINK_OBJECTS' {{
-        beforeScript = {{ task.attempt == 1 ? 'scancel $SLURM_JOB_ID; sleep 60' : '' }}
-    }}
-    withName: 'TABULATE_OBJECTS' {{
-        beforeScript = {{ task.attempt == 1 ? 'scancel --signal=KILL --full $SLURM_JOB_ID; sleep 60' : '' }}
-    }}
-}}
-"""
+DEATHS = """
+process {
+    withName: 'COMPOSE_STORE' {
+        beforeScript = { "source FOLDER/witness.sh; PYTHON FOLDER/hog.py ${(task.memory.toBytes() * 1.5 / 2 ** (task.attempt - 1)) as long}" }
+    }
+    withName: 'LINK_OBJECTS' {
+        beforeScript = { task.attempt == 1 ? 'scancel $SLURM_JOB_ID; sleep 60' : '' }
+    }
+    withName: 'TABULATE_OBJECTS' {
+        beforeScript = { task.attempt == 1 ? 'scancel --signal=KILL --full $SLURM_JOB_ID; sleep 60' : '' }
+    }
+}
+"""  # noqa: E501
+
+
+def settings(text: str, folder: Path) -> str:
+    """Settings with the scripts that they call, which are written to a folder."""
+    (folder / "witness.sh").write_text(WITNESS)
+    (folder / "hog.py").write_text(HOG)
+    return IMPATIENT + text.replace("FOLDER", str(folder)).replace("PYTHON", sys.executable)
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,12 @@ def cluster() -> str:
         return slurm("scontrol", "show", "config")
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.fail(f"no Slurm answers here: start these tests with .ci/slurm ({error})")
+
+
+def queued(work: Path, *options: str) -> list[str]:
+    """Names of a run's jobs that are in the queue."""
+    rows = [line.split(" ", 1) for line in slurm("squeue", "-h", "-o", "%Z %j", *options).splitlines()]
+    return [name for folder, name in rows if Path(folder).is_relative_to(work)]
 
 
 def jobs(work: Path) -> list[Job]:
@@ -111,14 +126,14 @@ def attempts(outdir: Path, process: str) -> list[tuple[str, str]]:
     return [(row["status"], row["exit"]) for row in sorted(rows, key=lambda row: int(row["attempt"]))]
 
 
-def test_every_task_is_a_job_that_asks_for_what_the_user_said(tmp_path: Path, local_digests: dict[str, str]) -> None:
+def test_every_task_is_a_job_that_asks_for_what_the_user_said(tmp_path: Path) -> None:
     work, outdir = tmp_path / "work", tmp_path / "results"
     options = (
         "--queue", "cpu", "--gpu_queue", "gpu", "--account", "lab", "--qos", "low", "--gpu_request=--gres=gpu:1",
         "--cluster_options=--comment=by_the_user --nice=7", "--array_size", "2",
-        "--shard_size", "32", "--task_minutes", "0.0001",
+        "--demo_shape", "24,128,128", "--shard_size", "64", "--tile_size", "64", "--task_minutes", "0.0001",
     )  # fmt: skip
-    run = run_pipeline("test,slurm", outdir, work, options, settings=IMPATIENT + JOBS, environment=True)
+    run = run_pipeline("test,slurm", outdir, work, options, settings=settings(JOBS, tmp_path), environment=True)
     assert run.returncode == 0, run.stdout + run.stderr
 
     found = jobs(work)
@@ -147,16 +162,12 @@ def test_every_task_is_a_job_that_asks_for_what_the_user_said(tmp_path: Path, lo
     assert {"PREDICT_TILES", "LABEL_BLOCKS", "RELABEL_BLOCKS"} <= arrays
     assert not arrays & {"MAKE_DEMO", "CHECK_INPUT", "LINK_OBJECTS", "COMPOSE_STORE", "BUILD_REPORT"}
 
-    # Other shards and tasks: the stores are cut up differently, and everything else is what it was.
-    whole = {name: digest for name, digest in local_digests.items() if "labels.ome.zarr" not in name}
-    assert whole and whole.items() <= digests(outdir).items()
-
 
 def test_jobs_that_die_are_repeated_and_change_nothing(
     tmp_path: Path, local_digests: dict[str, str], cluster: str
 ) -> None:
     work, outdir = tmp_path / "work", tmp_path / "results"
-    run = run_pipeline("test,slurm", outdir, work, settings=IMPATIENT + DEATHS, environment=True)
+    run = run_pipeline("test,slurm", outdir, work, settings=settings(DEATHS, tmp_path), environment=True)
     assert run.returncode == 0, run.stdout + run.stderr
     # A cluster without cgroups kills the whole job, and no exit code is left.
     killed = "-" if "OverMemoryKill" in cluster else "137"
@@ -168,7 +179,7 @@ def test_jobs_that_die_are_repeated_and_change_nothing(
     )
     assert second >= 1.9 * first
     assert digests(outdir) == local_digests
-    assert not slurm("squeue", "-h")
+    assert not queued(work)
 
 
 def wait_until(what: Callable[[], bool], seconds: float) -> None:
@@ -181,10 +192,10 @@ def wait_until(what: Callable[[], bool], seconds: float) -> None:
 
 def test_a_run_goes_on_after_its_head_was_stopped_and_killed(tmp_path: Path, local_digests: dict[str, str]) -> None:
     work, outdir = tmp_path / "work", tmp_path / "results"
-    settings = tmp_path / "settings.config"
-    settings.write_text(IMPATIENT)
+    last = tmp_path / "settings.config"
+    last.write_text(IMPATIENT)
     command = [
-        Path(sys.executable).with_name("nextflow"), "-c", settings, "run", ROOT, "-profile", "test,slurm",
+        Path(sys.executable).with_name("nextflow"), "-c", last, "run", ROOT, "-profile", "test,slurm",
         "-ansi-log", "false", "-work-dir", work, "--outdir", outdir, "-resume",
     ]  # fmt: skip
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -194,7 +205,7 @@ def test_a_run_goes_on_after_its_head_was_stopped_and_killed(tmp_path: Path, loc
         with (tmp_path / f"{how.name}.log").open("w") as log:
             head = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PATH": path}, stdout=log, stderr=log)
         try:
-            wait_until(lambda: f"_{process}" in slurm("squeue", "-h", "-t", "RUNNING", "-o", "%.99j"), 120)
+            wait_until(lambda: any(process in name for name in queued(work, "--states=RUNNING")), 300)
             head.send_signal(how)
             head.wait(60)
         finally:
@@ -202,10 +213,10 @@ def test_a_run_goes_on_after_its_head_was_stopped_and_killed(tmp_path: Path, loc
 
     # Asked to end, Nextflow takes its jobs with it.
     start_and_end("CHECK_INPUT", signal.SIGTERM)
-    wait_until(lambda: not slurm("squeue", "-h"), 20)
+    wait_until(lambda: not queued(work), 20)
     # Killed, it leaves them alone, and nobody waits for them.
     start_and_end("PREDICT_TILES", signal.SIGKILL)
-    assert "PREDICT_TILES" in slurm("squeue", "-h", "-o", "%.99j")
+    assert any("PREDICT_TILES" in name for name in queued(work))
 
     run = run_pipeline("test,slurm", outdir, work, ["-resume"], settings=IMPATIENT, environment=True)
     assert run.returncode == 0, run.stdout + run.stderr
