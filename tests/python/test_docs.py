@@ -62,15 +62,14 @@ def test_samplesheet_columns_are_those_of_the_schema() -> None:
     assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(schema["items"]["properties"])
 
 
-def test_images_of_the_containers_have_one_name() -> None:
-    files = [ROOT / "conf" / f"{name}.config" for name in ("apptainer", "docker", "podman")]
-    files += [ROOT / "containers" / "README.md", *PAGES]
-    names = {
-        name
-        for file in files
-        for name in re.findall(r"voxelmill[\w.-]*\.sif|localhost/voxelmill:[\w.]+", file.read_text())
-    }
-    assert names == {f"voxelmill-{__version__}.sif", f"localhost/voxelmill:{__version__}"}
+def test_images_of_the_containers_are_those_of_this_version() -> None:
+    files = [*(ROOT / "conf").rglob("*.config"), ROOT / "containers" / "README.md", *PAGES]
+    named = {file: set(re.findall(r"\bvoxelmill[:-](\d[\w.-]*\w)", file.read_text())) for file in files}
+    light, full = f"{__version__}-light", __version__
+    known = {light, full, f"{light}.sif", f"{full}.sif", f"{light}.tar", f"{full}.tar"}
+    assert set().union(*named.values()) <= known
+    for engine in ("apptainer", "charliecloud", "docker", "podman", "singularity"):
+        assert {name.removesuffix(".sif") for name in named[ROOT / "conf" / f"{engine}.config"]} == {light, full}
 
 
 def test_every_exit_code_has_its_remedy() -> None:

@@ -17,22 +17,31 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "bin"
 # What the light image does not hold.
 HEAVY = {"torch", "dynamic_network_architectures"}
+# It asks for torch through voxelmill.device, and only after it has seen a GPU.
+LATE = BIN / "probe_device.py"
 MODULES = sorted((ROOT / "modules").glob("*/main.nf"))
 
 
 @functools.cache
-def imported(path: Path) -> set[str]:
-    """Dotted names of all modules that a file may import, inside functions too, but not those for annotations alone."""
-    tree = ast.parse(path.read_text())
-    notes = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    unused = {node for note in notes for statement in note.body for node in ast.walk(statement)}
+def imported(path: Path, *, within_functions: bool) -> frozenset[str]:
+    """Dotted names of what a file imports when it is imported itself, or also when its functions are called.
+
+    What is imported for annotations alone does not count.
+    """
     found: set[str] = set()
-    for node in set(ast.walk(tree)) - unused:
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.FunctionDef) and not within_functions:
+            continue
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
-    return found
+        waiting += ast.iter_child_nodes(node)
+    return frozenset(found)
 
 
 def files_of(module: str) -> Iterator[Path]:
@@ -51,7 +60,7 @@ def third_party(script: Path) -> set[str]:
         if path in seen:
             continue
         seen.add(path)
-        for name in imported(path):
+        for name in imported(path, within_functions=path == script):
             if name.split(".")[0] == "voxelmill":
                 waiting += files_of(name)
             else:
@@ -62,7 +71,7 @@ def third_party(script: Path) -> set[str]:
 @functools.cache
 def needs_torch(script: Path) -> bool:
     """Whether a script cannot run in the light image."""
-    return bool(third_party(script) & HEAVY)
+    return script == LATE or bool(third_party(script) & HEAVY)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.parent.name)
@@ -74,7 +83,17 @@ def test_processes_that_need_torch_say_so_and_no_others(module: Path) -> None:
 
 def test_only_those_scripts_need_torch_that_open_or_run_a_network() -> None:
     scripts = {path.name for path in BIN.glob("*.py") if needs_torch(path)}
-    assert {"pack_model.py", "predict_tiles.py"} <= scripts <= {"pack_model.py", "predict_tiles.py", "probe_device.py"}
+    assert scripts == {"pack_model.py", "predict_tiles.py", "probe_device.py"}
+
+
+def test_one_module_alone_imports_torch_when_it_is_called() -> None:
+    # What the walk above does not see: PLAN_TILES, without torch, takes from it only what reads a file.
+    late = {
+        path.name
+        for path in (BIN / "voxelmill").rglob("*.py")
+        if (imported(path, within_functions=True) - imported(path, within_functions=False)) & HEAVY
+    }
+    assert late == {"device.py"}
 
 
 def test_versions_of_the_light_image_are_those_of_the_full_one() -> None:
