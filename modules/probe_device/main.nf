@@ -5,7 +5,7 @@ include { memoryFor; timeFor } from '../resources'
 process PROBE_DEVICE {
     label 'process_gpu'
     label 'process_torch'
-    memory { memoryFor('4 GB', task) }
+    memory { memoryFor(4_000_000_000, task) }
     time { timeFor(600, task) }
 
     input:

@@ -52,7 +52,7 @@ class FakeGpu(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         tensors = [value for value in flattened([args, list(kwargs.values())]) if isinstance(value, torch.Tensor)]
         here = any(isinstance(tensor, OnGpu) for tensor in tensors)
-        if func is torch.Tensor.device.__get__:  # type: ignore[attr-defined]
+        if func == torch.Tensor.device.__get__:  # type: ignore[attr-defined]
             return CUDA if here else func(*args, **kwargs)
         if func in (torch.Tensor.numpy, torch.Tensor.__array__) and here:
             raise TypeError("can't convert cuda:0 device type tensor to numpy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from fake_gpu import CUDA, FakeGpu, fake_gpu
 from inprocess import imported, textured
 from models import make_model_folder
 from reported import Folder
+from test_nextflow import nextflow, tasks
 from voxelmill import device
 from voxelmill.device import Attempt, Gpu, Probe, Trial, chosen_device, find_fit, probe_device, sums_moved
 from voxelmill.ensemble import prepared
@@ -305,7 +307,7 @@ def sample(model: tuple[Path, ModelConfig], tmp_path_factory: pytest.TempPathFac
     # equal constant windows are kept and used again: they too move to the host
     image[:, :, 26:] = 7
     info = imported(image, out)
-    options = replace(OPTIONS, device="cpu", tile_size=(48, 16, 32), batch=2)
+    options = replace(OPTIONS, device="cpu", tile_size=(48, 16, 16), batch=2)
     return info, out / "s.image.zarr", make_plan(model[1], info, options)
 
 
@@ -442,3 +444,42 @@ def test_kinds_within_a_sample_are_told_in_stronger_words(tmp_path: Path) -> Non
     assert run.samples[1].warnings == ()
     assert len(run.warnings) == 1
     assert "Do not rely on this sample" in "".join(folder.pages().values())
+
+
+# from the probe to the plans
+
+WIRING = """
+include {{ SPLIT }} from '{root}/subworkflows/split'
+
+workflow {{
+    def none = [:].withDefault {{ '' }}
+    def models = params.models.tokenize(';').collect {{ name -> [file(name), ''] }}
+    def job = [models: models, device: 'cuda', steps: [], schema: file('schema.json'), last: 'split', outdir: 'results', mode: 'copy', options: none, code: none]
+    SPLIT(channel.value([[], [file('a.tif')], [], ['']]), job)
+}}
+"""  # noqa: E501
+
+
+@pytest.mark.nextflow
+@pytest.mark.parametrize(("models", "parser"), [("one;two", "v2"), ("one", "v1")])
+def test_every_plan_takes_the_probe_of_its_own_model(models: str, parser: str, tmp_path: Path) -> None:
+    (tmp_path / "main.nf").write_text(WIRING.format(root=ROOT))
+    for name in ("a.tif", "schema.json"):
+        (tmp_path / name).write_text(name)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    ended = nextflow(tmp_path, "run", "main.nf", "-stub-run", "--models", models, parser=parser)
+    assert ended.returncode == 0, ended.stdout
+    submitted = tasks(ended.stdout, "Submitted")
+    several = ";" in models
+    probes = {name for name in submitted if name.startswith("PROBE_DEVICE")}
+    assert len(probes) == 1 + several
+    plans = sorted((tmp_path / "work").glob("*/*/*/*.plan.json"))
+    assert len(plans) == 1 + several
+    for plan in plans:
+        staged = plan.parent.parent / "device.json"
+        assert staged.is_symlink()
+        if several:
+            (member,) = re.findall(r"\.(m\d)\.", plan.name)
+            (record,) = (staged.resolve().parent / "probe_device").iterdir()
+            assert record.name == f"probe_device.probe_device.{member}.json"
