@@ -52,7 +52,7 @@ process {
         beforeScript = { "source FOLDER/witness.sh; PYTHON FOLDER/hog.py ${(task.memory.toBytes() * 1.5 / 2 ** (task.attempt - 1)) as long}" }
     }
     withName: 'LINK_OBJECTS' {
-        beforeScript = { task.attempt == 1 ? 'scancel $SLURM_JOB_ID; sleep 60' : '' }
+        beforeScript = { task.attempt == 1 ? 'scancel $SLURM_JOB_ID; sleep 60 & wait $!' : '' }
     }
     withName: 'TABULATE_OBJECTS' {
         beforeScript = { task.attempt == 1 ? 'scancel --signal=KILL --full $SLURM_JOB_ID; sleep 60' : '' }
@@ -141,10 +141,12 @@ def test_every_task_is_a_job_that_asks_for_what_the_user_said(tmp_path: Path) ->
     ids = [job.variables["SLURM_JOB_ID"] for job in found]
     assert len(set(ids)) == len(ids) and all(ids)
     for job in found:
-        for part in ("Account=lab", "QOS=low", "Comment=by_the_user", "Nice=7", "TimeLimit="):
+        for part in ("Account=lab", "Comment=by_the_user", "Nice=7", "TimeLimit="):
             assert part in job.request, (job.process, part)
         assert "TimeLimit=UNLIMITED" not in job.request, job.process
         assert int(job.variables["SLURM_MEM_PER_NODE"]) > 0
+    # A Slurm without accounting forgets the quality of service.
+    assert all("--qos=low" in script for script in tasks(work).values() if "#SBATCH" in script)
 
     predictions = [job for job in found if job.process == "PREDICT_TILES"]
     others = [job for job in found if job.process != "PREDICT_TILES"]
