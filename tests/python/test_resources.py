@@ -170,7 +170,8 @@ echo >> "$FAKE/asked"
 n=$(( $(cat "$FAKE/n" 2>/dev/null || echo 0) + 1 )); echo $n > "$FAKE/n"
 code=$(echo "$FAKE_CODES" | cut -d' ' -f$n)
 cd "$(dirname "$script")"
-if [ "$code" != gone ]; then touch .command.begin; echo "$code" > .exitcode; fi
+touch .command.begin
+if [ "$code" != gone ]; then echo "$code" > .exitcode; fi
 echo "Submitted batch job $n"
 """
 
@@ -184,7 +185,7 @@ def test_jobs_of_a_cluster_get_more_time_or_memory(tmp_path: Path, monkeypatch: 
         (tmp_path / "fake" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'fake'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("FAKE", str(tmp_path))
-    monkeypatch.setenv("FAKE_CODES", "140 gone 143 0")
+    monkeypatch.setenv("FAKE_CODES", "140 gone 0")
     settings = "executor { name = 'slurm'; pollInterval = '200ms'; queueStatInterval = '1s'; exitReadTimeout = '2s' }"
     (tmp_path / "fast.config").write_text(settings)
     tail = ("--bytes", "3000000000", "-c", "fast.config")
@@ -192,8 +193,8 @@ def test_jobs_of_a_cluster_get_more_time_or_memory(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(globals(), "FAILING", text)
     run(tmp_path, [(0,)], *tail)
     asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
-    assert [line[line.index("-t") + 1] for line in asked] == ["01:00:00", "02:00:00", "02:00:00", "04:00:00"]
-    assert [line[line.index("--mem") + 1] for line in asked] == ["2861M", "2861M", "5722M", "5722M"]
+    assert [line[line.index("-t") + 1] for line in asked] == ["01:00:00", "02:00:00", "02:00:00"]
+    assert [line[line.index("--mem") + 1] for line in asked] == ["2861M", "2861M", "5722M"]
 
 
 # What the data need
