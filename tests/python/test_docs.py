@@ -14,6 +14,25 @@ from voxelmill import __version__, errors
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
+OTHER_FLAGS = {
+    *("out", "spacing-unit", "image"),  # scripts of bin/
+    *("plugin", "cors", "micron2mm"),  # napari, http-server, ANTs
+    *(
+        "batch",
+        "constraint",
+        "cpus-per-task",
+        "exclude",
+        "exclusive",
+        "gpus",
+        "gpus-per-node",
+        "gres",
+        "job-name",
+    ),  # Slurm
+    *("me", "mem", "nice", "output", "signal", "time"),  # Slurm
+    *("nv", "rm", "runtime", "security-opt"),  # container engines
+}
+"""Flags on the pages that are other programs'."""
+
 
 def anchors(text: str) -> set[str]:
     """Anchors that a Markdown host makes of the headings."""
@@ -51,8 +70,7 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 def test_parameters_that_pages_name_exist(page: Path) -> None:
     schema = json.loads((ROOT / "nextflow_schema.json").read_text())
     known = {name for group in schema["$defs"].values() for name in group["properties"]}
-    # flags of scripts, napari, Slurm, Apptainer and other programs that the pages show
-    known |= {"out", "spacing-unit", "plugin", "gres", "nv", "account", "micron2mm", "image", "cors"}
+    known |= OTHER_FLAGS
     assert set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", page.read_text())) <= known
 
 
@@ -66,7 +84,7 @@ def test_images_of_the_containers_are_those_of_this_version() -> None:
     files = [*(ROOT / "conf").rglob("*.config"), ROOT / "containers" / "README.md", *PAGES]
     named = {file: set(re.findall(r"\bvoxelmill[:-](\d[\w.-]*\w)", file.read_text())) for file in files}
     light, full = f"{__version__}-light", __version__
-    known = {light, full, f"{light}.sif", f"{full}.sif", f"{light}.tar", f"{full}.tar"}
+    known = {light, full, f"{light}.sif", f"{full}.sif", f"{light}.tar", f"{full}.tar", f"{full}.cdx.json"}
     assert set().union(*named.values()) <= known
     for engine in ("apptainer", "charliecloud", "docker", "podman", "singularity"):
         assert {name.removesuffix(".sif") for name in named[ROOT / "conf" / f"{engine}.config"]} == {light, full}
