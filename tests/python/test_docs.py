@@ -15,20 +15,10 @@ from voxelmill import __version__, errors
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 OTHER_FLAGS = {
-    *("out", "spacing-unit", "image"),  # scripts of bin/
-    *("plugin", "cors", "micron2mm"),  # napari, http-server, ANTs
-    *(
-        "batch",
-        "constraint",
-        "cpus-per-task",
-        "exclude",
-        "exclusive",
-        "gpus",
-        "gpus-per-node",
-        "gres",
-        "job-name",
-    ),  # Slurm
-    *("me", "mem", "nice", "output", "signal", "time"),  # Slurm
+    *("out", "spacing-unit", "image", "micron2mm"),  # scripts, ours and others'
+    *("plugin", "cors"),  # viewers
+    *("batch", "constraint", "cpus-per-task", "exclude", "exclusive", "gpus", "gpus-per-node", "gres"),  # Slurm
+    *("job-name", "me", "mem", "nice", "output", "signal", "time"),  # Slurm
     *("nv", "rm", "runtime", "security-opt"),  # container engines
 }
 """Flags on the pages that are other programs'."""
