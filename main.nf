@@ -21,10 +21,11 @@ workflow {
     }
 
     def models = (params.model ?: '').toString().tokenize(';').collect { name -> existing('model', name.trim()) }
-    def values = params + [memory_budget: memoryBytes(params.memory_budget), spacing_unit: params.model_spacing_unit, save_probabilities: params.save_probabilities ? 'uint8' : null, method: params.instances, evaluate: params.workflow == 'evaluate', postprocessing: params.postprocessing == 'model' ? 'model' : null]
+    def values = params + [memory_budget: memoryBytes(params.memory_budget), gpu_memory_budget: memoryBytes(params.gpu_memory_budget), spacing_unit: params.model_spacing_unit, save_probabilities: params.save_probabilities ? 'uint8' : null, method: params.instances, evaluate: params.workflow == 'evaluate', postprocessing: params.postprocessing == 'model' ? 'model' : null]
     def conversion = ['format', 'target_spacing', 'order', 'label_resampling', 'orientation', 'repair_header', 'align_labels', 'border_core']
     def job = [
         models: models.collect { model -> [model, fingerprint(model)] },
+        device: params.device,
         probabilities: params.save_probabilities,
         postprocessing: params.postprocessing != 'none',
         steps: params.postprocessing in ['none', 'model'] ? [] : existing('postprocessing', params.postprocessing.toString()),
@@ -37,10 +38,11 @@ workflow {
         export: params.export,
         options: [
             pack: flags(values, ['folds', 'checkpoint', 'spacing_unit', 'trust_model']),
-            check: flags(values, ['axes', 'series', 'timepoint', 'level', 'dataset', 'channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'save_probabilities', 'postprocessing', 'allow_spacing_mismatch', 'min_object_volume', 'evaluate', 'ignore_label', 'method'] + (params.workflow == 'convert' ? conversion : params.instances == 'border_core' ? ['core_label', 'border_label'] : [])),
+            check: flags(values, ['axes', 'series', 'timepoint', 'level', 'dataset', 'channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'gpu_memory_budget', 'batch_size', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'save_probabilities', 'postprocessing', 'allow_spacing_mismatch', 'min_object_volume', 'evaluate', 'ignore_label', 'method'] + (params.workflow == 'convert' ? conversion : params.instances == 'border_core' ? ['core_label', 'border_label'] : [])),
             import_image: flags(values, ['shard_size']),
             average: flags(values, ['save_probabilities']),
-            plan: flags(values, ['save_probabilities', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'tile_size', 'task_minutes', 'memory_budget', 'shard_size']),
+            probe: flags(values, ['engine', 'batch_size', 'gpu_memory_budget', 'shard_size', 'save_probabilities', 'cpu_fallback']),
+            plan: flags(values, ['save_probabilities', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'batch_size', 'tile_size', 'task_minutes', 'memory_budget', 'gpu_memory_budget', 'shard_size']),
             gather: flags(values, ['method', 'core_label', 'border_label']),
             mark: flags(values, ['core_label', 'border_label']),
             separate: flags(values, ['method', 'components_of', 'seed_distance', 'memory_budget']),

@@ -14,11 +14,22 @@ def batches(checked, images, prints) {
             sample + [images: own]
         }
         [
-            [id: id, samples: samples.collect { sample -> sample.id }, start: samples[0].start],
+            [id: id, samples: samples.collect { sample -> sample.id }, start: samples[0].start, needs: needsOf(samples, checked.estimate ?: [:])],
             groovy.json.JsonOutput.toJson(entries),
             numbers.collect { n -> images[n - 1] },
             numbers.collect { n -> prints[n - 1] },
         ]
+    }
+}
+
+// What the tasks of a batch need, by process: the memory of its largest sample, the time of all of them.
+// `whole` stands for processes that have one task per batch and whose need is the estimate itself.
+def needsOf(samples, estimates) {
+    def own = samples.collect { sample -> estimates[sample.id] ?: [:] }
+    def every = own.collect { one -> (one.needs ?: [:]) + [whole: [memory: one.memory_bytes ?: 0, seconds: one.seconds ?: 0]] }
+    return every.collectMany { needs -> needs.keySet().toList() }.unique().collectEntries { process ->
+        def found = every.collect { needs -> needs[process] }.findAll { need -> need }
+        [process, [memory: found.collect { need -> need.memory as long }.max(), seconds: found.collect { need -> need.seconds as double }.sum()]]
     }
 }
 
@@ -51,7 +62,14 @@ def memberMark(meta) {
 // tiles.csv -> [[task, what it needs]]
 def predictionTasks(tiles) {
     return tiles.splitCsv(header: true).groupBy { row -> row.task as int }.collect { number, rows ->
-        [number, [memory: rows.collect { row -> row.memory_bytes as long }.max(), threads: rows.collect { row -> row.threads as int }.max()]]
+        [
+            number,
+            [
+                memory: rows.collect { row -> row.memory_bytes as long }.max(),
+                threads: rows.collect { row -> row.threads as int }.max(),
+                seconds: rows.collect { row -> row.seconds as long }.sum(),
+            ],
+        ]
     }
 }
 

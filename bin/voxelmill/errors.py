@@ -1,8 +1,8 @@
 """Exit codes of every task and the errors that carry them.
 
 Nextflow's retry rule (``conf/base.config``) reads the same codes: 2, 65-70, 74, 77 and 78 are final, 75 is tried
-again as it is, 76 once as it is (another program may have held the GPU's memory; nothing falls back to smaller tiles
-or to the CPU), 137 with more memory.
+again as it is, 76 once as it is (another program may have held the GPU's memory; what the task can do without it, it
+has done), 137 with more memory.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the tasks of a sample need, by process, from figures that are known before any voxel is read.
 
-Nextflow asks for it (``modules/resources.nf``); what is wrong here costs a task a second attempt with twice as much.
+Nextflow asks for it (``functions/resources.nf``); what is wrong here costs a task a second attempt with twice as much.
 Predictions have the figures of their plan, and tasks whose memory goes with the number of objects those of their files.
 """
 
@@ -68,9 +68,8 @@ def needs_of(size: Size) -> dict[str, Need]:
 
     Memory is a base (interpreter, libraries, compiled code, buffers of a fixed size) and bytes per voxel that is held;
     the peaks that they were read from are those of the tables in ``benchmarks/README.md`` (256³ shards: sparse tubes,
-    and touching particles of seven voxels, which are 1,400 components per megavoxel) and of runs with shards of 64, 128
-    and 512 voxels. ``tests/python/test_resources.py`` has them too. Seconds are CPU seconds of the same runs, rounded
-    up.
+    and touching particles of seven voxels, which are 1,400 components per megavoxel); the tests have them too. Seconds
+    are CPU seconds of the same runs, rounded up.
     """
     voxels, plane, shard, block = size.voxels, size.plane, size.shard, size.block
 

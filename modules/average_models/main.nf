@@ -1,6 +1,6 @@
 // Probabilities that several models gave to the blocks of whole samples -> blocks of labels, and the mean probabilities
 // where they are to be kept.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process AVERAGE_MODELS {
     tag "${meta.id}"

@@ -1,5 +1,5 @@
 // Everything a run left -> the report; fails if a sample of samples.json did not arrive.
-include { memoryFor; timeFor; sizeOf } from '../resources'
+include { memoryFor; timeFor; sizeOf } from '../../functions/resources'
 
 process BUILD_REPORT {
     label 'process_single'

@@ -1,5 +1,5 @@
 // Opens every header, reports all faults at once, and says what the run will take.
-include { memoryFor; sizeOf; timeFor } from '../resources'
+include { memoryFor; sizeOf; timeFor } from '../../functions/resources'
 
 process CHECK_INPUT {
     label 'process_single'

@@ -1,5 +1,5 @@
 // Tables of all samples -> one table, and the comparison of groups; fails if a sample of samples.json did not arrive.
-include { memoryFor; timeFor; sizeOf } from '../resources'
+include { memoryFor; timeFor; sizeOf } from '../../functions/resources'
 
 process COMPARE_SAMPLES {
     label 'process_single'

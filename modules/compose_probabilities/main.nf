@@ -1,5 +1,5 @@
 // Blocks of probabilities of whole samples -> NGFF images with a channel per class; what has no block is background.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process COMPOSE_PROBABILITIES {
     tag "${meta.id}"

@@ -1,5 +1,5 @@
 // Blocks of whole samples -> NGFF labels; what has no block is background.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process COMPOSE_STORE {
     tag "${meta.id}"

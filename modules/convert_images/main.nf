@@ -1,5 +1,5 @@
 // Images and the labels given with them -> another format, each streamed from header to last voxel.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process CONVERT_IMAGES {
     tag "${meta.id}"

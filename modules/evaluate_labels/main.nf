@@ -1,5 +1,5 @@
 // Labels and their truth, read box by box -> how well they agree, every object with its partner, pictures of the worst.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process EVALUATE_LABELS {
     tag "${meta.id}"

@@ -1,5 +1,5 @@
 // The label stores of a batch -> label files in the format of the input, outlines of single planes.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process EXPORT_LABELS {
     tag "${meta.id}"

@@ -1,5 +1,5 @@
 // All blocks of a batch -> one array per sample that any box can be read from, and the grid of the ids to be.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process GATHER_BLOCKS {
     tag "${meta.id}"

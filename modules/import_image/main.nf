@@ -1,6 +1,6 @@
 // Any format -> store, in one streaming pass. An image that is chunked Zarr already is measured, not copied.
 // Labels that are given become blocks as STITCH_BLOCKS writes them; blocks of background alone are left out.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process IMPORT_IMAGE {
     tag "${meta.id}"

@@ -1,5 +1,5 @@
 // Labels of a group of blocks, and the image under them -> the components of their shards, and which of them touch.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process LABEL_BLOCKS {
     tag "${meta.id} ${group}"

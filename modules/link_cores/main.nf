@@ -1,5 +1,5 @@
 // Cores and regions of all blocks of a batch -> the number of every core, and the marks of a sample as one array.
-include { memoryFor; timeFor; sizeOf } from '../resources'
+include { memoryFor; timeFor; sizeOf } from '../../functions/resources'
 
 process LINK_CORES {
     tag "${meta.id}"

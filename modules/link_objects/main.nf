@@ -1,5 +1,5 @@
 // Components of all blocks of a batch -> the objects of its samples, the id of every component, who measures what.
-include { memoryFor; timeFor; sizeOf } from '../resources'
+include { memoryFor; timeFor; sizeOf } from '../../functions/resources'
 
 process LINK_OBJECTS {
     tag "${meta.id}"

@@ -1,5 +1,5 @@
 // What was converted -> a samplesheet, a table and checksums; fails if a sample of samples.json did not arrive.
-include { memoryFor; timeFor; sizeOf } from '../resources'
+include { memoryFor; timeFor; sizeOf } from '../../functions/resources'
 
 process LIST_CONVERTED {
     label 'process_single'

@@ -1,5 +1,5 @@
 // What was found about every sample -> tables, a report and checksums; fails if a sample of samples.json did not arrive.
-include { memoryFor; timeFor; sizeOf } from '../resources'
+include { memoryFor; timeFor; sizeOf } from '../../functions/resources'
 
 process LIST_EVALUATED {
     label 'process_single'

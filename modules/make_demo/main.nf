@@ -1,5 +1,5 @@
 // Images for a first run, generated.
-include { memoryFor; productOf; timeFor } from '../resources'
+include { memoryFor; productOf; timeFor } from '../../functions/resources'
 
 process MAKE_DEMO {
     label 'process_single'

@@ -1,5 +1,5 @@
 // The gathered labels -> the cores and the regions in the shards of a group of blocks, and which of them touch.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process MARK_CORES {
     tag "${meta.id} ${group}"

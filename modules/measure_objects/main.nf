@@ -1,5 +1,5 @@
 // The objects of one task, cut out of labels and image -> skeleton, lengths, thickness and profile, one row per object.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process MEASURE_OBJECTS {
     tag "${meta.id} ${task_number}"

@@ -1,5 +1,5 @@
 // The only task that opens a checkpoint; everything after it reads the package.
-include { largestIn; memoryFor; timeFor } from '../resources'
+include { largestIn; memoryFor; timeFor } from '../../functions/resources'
 
 process PACK_MODEL {
     label 'process_single'

@@ -1,5 +1,5 @@
 // Blocks of predicted labels of whole samples -> the same blocks after the model's own post-processing.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process POSTPROCESS_LABELS {
     tag "${meta.id}"

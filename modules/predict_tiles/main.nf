@@ -2,7 +2,7 @@
 // torch takes and gives back large buffers all the time: kept by the allocator they cost no page faults.
 // Threads that wait for the others go to sleep soon: on a machine that is shared they would burn what the others need.
 include { titleOf; memberFlag; memberMark } from '../../functions/channels'
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process PREDICT_TILES {
     tag "${titleOf(meta)} ${task_number}"

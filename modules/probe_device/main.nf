@@ -1,6 +1,6 @@
 // What of a model fits the GPU: one batch through its network before anything is planned, so that a sample has one plan
 // from the start and never two kinds of device.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process PROBE_DEVICE {
     label 'process_gpu'

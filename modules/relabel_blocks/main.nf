@@ -1,5 +1,5 @@
 // Labels of a group of blocks, and the id of every component -> the instance labels of those blocks.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process RELABEL_BLOCKS {
     tag "${meta.id} ${group}"

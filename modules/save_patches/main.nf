@@ -1,5 +1,5 @@
 // Plans and images of a batch -> the voxels of every tile as TIFF, and where they lie.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process SAVE_PATCHES {
     tag "${meta.id}"

@@ -1,5 +1,5 @@
 // The gathered labels, or marks with their numbers -> blocks in which every voxel bears the id of its object.
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process SEPARATE_OBJECTS {
     tag "${meta.id} ${group}"

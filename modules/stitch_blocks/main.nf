@@ -1,6 +1,6 @@
 // Pieces of a group of blocks -> finished labels of those blocks, and the probabilities behind them where they are wanted.
 include { titleOf; memberFlag; memberMark } from '../../functions/channels'
-include { memoryFor; timeFor } from '../resources'
+include { memoryFor; timeFor } from '../../functions/resources'
 
 process STITCH_BLOCKS {
     tag "${titleOf(meta)} ${group}"

@@ -1,5 +1,5 @@
 // Linked objects and their measures -> tables, JSON, charts and the report's pictures.
-include { memoryFor; timeFor; sizeOf } from '../resources'
+include { memoryFor; timeFor; sizeOf } from '../../functions/resources'
 
 process TABULATE_OBJECTS {
     tag "${meta.id}"

@@ -22,7 +22,8 @@ FINAL = (1, 2, 65, 66, 67, 68, 69, 70, 74, 77, 78, 255)
 HUNGRY, LATE = (134, 137, 139, 247), (140, 143)
 
 FAILING = """
-include {{ memoryFor; timeFor; needsOf; sizeOf; largestIn; productOf }} from '{modules}/resources'
+include {{ memoryFor; timeFor; sizeOf; largestIn; productOf }} from '{functions}/resources'
+include {{ needsOf }} from '{functions}/channels'
 
 // Ends with one code after the other, then well.
 process PLAIN {{
@@ -101,7 +102,7 @@ Attempts = dict[str, list[tuple[int, int, int]]]
 
 def run(folder: Path, codes: list[tuple[int, ...]], *options: str | Path, parser: str = "v1") -> tuple[Attempts, str]:
     """Run tasks that end with the codes, attempt by attempt."""
-    (folder / "main.nf").write_text(FAILING.format(modules=ROOT / "modules"))
+    (folder / "main.nf").write_text(FAILING.format(functions=ROOT / "functions"))
     (folder / "nextflow.config").write_text(SETTINGS.format(conf=ROOT / "conf"))
     text = ";".join(",".join(map(str, few)) for few in codes)
     done = nextflow(folder, "-q", "run", "main.nf", "--codes", text, *options, parser=parser)

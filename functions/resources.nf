@@ -1,17 +1,6 @@
 // What a task asks for. At first what its data need: `needs` of bin/voxelmill/needs.py, which the estimate brings with the
 // batch, or a figure by the size of its files. Tried again, it asks for what it had, or twice as much of what it lacked.
 
-// What the tasks of a batch need, by process: the memory of its largest sample, the time of all of them.
-// `whole` stands for processes that have one task per batch and whose need is the estimate itself.
-def needsOf(samples, estimates) {
-    def own = samples.collect { sample -> estimates[sample.id] ?: [:] }
-    def every = own.collect { one -> (one.needs ?: [:]) + [whole: [memory: one.memory_bytes ?: 0, seconds: one.seconds ?: 0]] }
-    return every.collectMany { needs -> needs.keySet().toList() }.unique().collectEntries { process ->
-        def found = every.collect { needs -> needs[process] }.findAll { need -> need }
-        [process, [memory: found.collect { need -> need.memory as long }.max(), seconds: found.collect { need -> need.seconds as double }.sum()]]
-    }
-}
-
 // `bytes` is null where nothing is known of the data.
 // A task of this machine never asks for more than it has, or Nextflow would refuse to try it again.
 def memoryFor(bytes, task) {
