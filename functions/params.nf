@@ -40,11 +40,22 @@ def mutualFaults(values, schema) {
     def unread = [core_label: 'border_core', border_label: 'border_core', seed_distance: 'watershed']
         .findAll { name, method -> segmenting && values.instances != method && changed(values, schema, name) }
         .collect { name, method -> "--${name} has no effect without --instances ${method}" }
+    def gpuless = ['cpu_fallback', 'gpu_memory_budget']
+        .findAll { name -> values.device != 'cuda' && changed(values, schema, name) }
+        .collect { name -> "--${name} has no effect without --device cuda" }
     def ambiguous = values.postprocessing == 'model' && values.model.toString().contains(';')
-    return idle + unread + (modelless ? ["--model is missing: ${properties(schema).model.description}"] : []) +
+    return idle + unread + gpuless + limitFaults(values, schema) + (modelless ? ["--model is missing: ${properties(schema).model.description}"] : []) +
         (job == 'evaluate' && values.input && !sheet ? ['--workflow evaluate reads a samplesheet, whose column truth names what labels are compared with'] : []) +
         (ambiguous ? ['--postprocessing model is that of one model; for several name the postprocessing.json that nnU-Net found for them'] : []) +
         (dangling ? ["--cleanup would delete what the results of --publish_dir_mode ${values.publish_dir_mode} point to"] : [])
+}
+
+// Tasks are cut to --memory_budget; those that may not ask for so much would all die of it.
+def limitFaults(values, schema) {
+    def known = ['max_memory', 'memory_budget'].every { name -> values[name] && !valueFault(name, values[name], properties(schema)[name]) }
+    return known && memoryBytes(values.max_memory) < memoryBytes(values.memory_budget)
+        ? ["--max_memory ${values.max_memory} is less than --memory_budget ${values.memory_budget}, to which tasks are cut: lower --memory_budget as well"]
+        : []
 }
 
 def changed(values, schema, name) {

@@ -1,10 +1,6 @@
 // Opens every header, reports all faults at once, and says what the run will take.
-include { memoryFor; sizeOf; timeFor } from '../../functions/resources'
-
 process CHECK_INPUT {
     label 'process_single'
-    memory { memoryFor(1_000_000_000 + 100_000L * [images].flatten().size() + (options.contains('--check full') ? 400_000_000L * task.cpus : 0), task) }
-    time { timeFor(options.contains('--check full') ? sizeOf(images) / 2e7 : [images].flatten().size(), task) }
 
     input:
     tuple path(sheet, stageAs: 'samplesheet.csv'), path(images, stageAs: '_images/?/*'), val(missing), val(_fingerprints)

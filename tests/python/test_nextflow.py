@@ -133,12 +133,14 @@ def test_all_faults_of_a_command_line_come_in_one_message(parser: str, tmp_path:
     run = nextflow(
         tmp_path, "run", ROOT, "--imput", "x.tif", "--step_size", "2", "--engine", "fast", "--threads", "0.5",
         "--box", "$(touch evil)", "--channel", "dapi", "--outdir", "table.txt/results", "--cleanup",
-        "--publish_dir_mode", "symlink", parser=parser,
+        "--publish_dir_mode", "symlink", "--cpu_fallback", "--max_memory", "3 GB", parser=parser,
     )  # fmt: skip
     assert run.returncode == 1
     for fault in (
         "--input is missing",
         "--cleanup would delete what the results of --publish_dir_mode symlink point to",
+        "--cpu_fallback has no effect without --device cuda",
+        "--max_memory 3 GB is less than --memory_budget 4 GB, to which tasks are cut: lower --memory_budget as well",
         "--imput is not a param; did you mean --input?",
         "--step_size must be at most 1, not 2",
         "--engine must be one of float32, compile, bfloat16, not 'fast'",
