@@ -50,7 +50,7 @@ def result(folder: Path, sample: str) -> Path:
 @click.command(help=__doc__)
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--work", required=True, type=click.Path(path_type=Path))
-@click.option("--models", default="nuclei", show_default=True)
+@click.option("--models", default="nuclei,particles", show_default=True)
 @click.option("--model-folder", default=ROOT / "assets" / "models", type=click.Path(path_type=Path))
 def main(data: Path, work: Path, models: str, model_folder: Path) -> None:
     print(machine())

@@ -39,7 +39,7 @@ DATASET = "Dataset001_BorderCore"
 CONFIGURATION = "3d_fullres"
 TRAINER = "nnUNetTrainer_20epochs"
 EPOCHS = 20
-SEED = 20261
+SEED = 1
 DISTANCES = (2, 3, 4, 5, 6, 7, 8, 9, 11)
 LABELS = {"background": 0, "core": 1, "border": 2}
 
@@ -117,10 +117,10 @@ RECIPES = {
         thickness=2.0,
         patch=(40, 40, 40),
         batch=1,
-        steps=400,
+        steps=600,
         border_weight=8.0,
-        features=(16, 32, 64),
-        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+        features=(16, 32, 64, 96),
+        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
     ),
     "nuclei": Recipe(
         volumes=(Volume("ovule", f"{NUCLEI}.ome.tif", f"{NUCLEI}_instances.tif", (0, 48), (52, 100)),),

@@ -937,3 +937,12 @@ def test_damaged_safetensors_is_an_error() -> None:
     for data in (b"", bytes(8), encode_weights({"a": torch.ones(3)})[:-1], io.BytesIO(b"{}").getvalue()):
         with pytest.raises(BadDataError, match="not a weights file"):
             read_weights(data, "x")
+
+
+@pytest.mark.parametrize("plans", sorted((ROOT / "assets").rglob("plans.json")), ids=lambda plans: plans.parent.name)
+def test_models_that_come_along_are_what_their_pages_say(plans: Path, tmp_path: Path) -> None:
+    config = pack_model(plans.parent, tmp_path / "package", spacing_unit="um")[0]
+    (network,) = load_networks(tmp_path / "package", config)
+    page = (plans.parent / "README.md").read_text()
+    assert f" {sum(weights.numel() for weights in network.parameters()):,} float32 weights" in page
+    assert f"patch {config.patch_size[0]}" in page
