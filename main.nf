@@ -41,7 +41,7 @@ workflow {
             check: flags(values, ['axes', 'series', 'timepoint', 'level', 'dataset', 'channel', 'intensity', 'flip', 'spacing', 'unit', 'box', 'preview', 'on_bad_sample', 'missing_chunks', 'nonfinite', 'tile_size', 'task_minutes', 'memory_budget', 'gpu_memory_budget', 'batch_size', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'shard_size', 'check', 'save_probabilities', 'postprocessing', 'allow_spacing_mismatch', 'min_object_volume', 'evaluate', 'ignore_label', 'method'] + (params.workflow == 'convert' ? conversion : params.instances == 'border_core' ? ['core_label', 'border_label'] : [])),
             import_image: flags(values, ['shard_size']),
             average: flags(values, ['save_probabilities']),
-            probe: flags(values, ['engine', 'batch_size', 'gpu_memory_budget', 'shard_size', 'save_probabilities', 'cpu_fallback']),
+            probe: flags(values, ['engine', 'batch_size', 'gpu_memory_budget', 'shard_size', 'save_probabilities', 'cpu_fallback', 'tasks_per_gpu']),
             plan: flags(values, ['save_probabilities', 'step_size', 'mirroring', 'engine', 'device', 'threads', 'batch_size', 'tile_size', 'task_minutes', 'memory_budget', 'gpu_memory_budget', 'shard_size']),
             gather: flags(values, ['method', 'core_label', 'border_label']),
             mark: flags(values, ['core_label', 'border_label']),

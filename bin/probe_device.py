@@ -17,9 +17,16 @@ from voxelmill.task import task
 @click.option("--shard-size", default=256)
 @click.option("--save-probabilities", type=click.Choice(["uint8", "uint16"]))
 @click.option("--cpu-fallback", is_flag=True, help="Plan for the CPU where not even a window fits the GPU.")
+@click.option("--tasks-per-gpu", default=1, help="Tasks that share the GPU, each with its part of what is free.")
 @click.option("--member", default=0, help="Number of the model, from 1, where several are averaged.")
 def main(
-    package: Path, batch_size: int, save_probabilities: str | None, cpu_fallback: bool, member: int, **options
+    package: Path,
+    batch_size: int,
+    save_probabilities: str | None,
+    cpu_fallback: bool,
+    tasks_per_gpu: int,
+    member: int,
+    **options,
 ) -> None:
     """Write device.json."""
     with task("probe_device", "probe_device", f"m{member}" if member else None) as record:
@@ -29,7 +36,7 @@ def main(
 
         kept = MEMBER_TYPE if member else save_probabilities
         chosen = Options(device="cuda", batch=batch_size, probabilities=kept, **options)
-        probe_device(package, chosen, cpu_fallback, Path(FILE_NAME), record)
+        probe_device(package, chosen, cpu_fallback, Path(FILE_NAME), record, tasks_per_gpu)
 
 
 if __name__ == "__main__":

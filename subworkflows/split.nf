@@ -41,7 +41,8 @@ workflow SPLIT {
         .combine(ch_packed.map { models -> [models] })
         .flatMap { _meta, _entries, _images, _prints, models -> models }
     PROBE_DEVICE(job.device == 'cuda' ? ch_probed : channel.empty(), job.options.probe ?: '', job.code.probe_device)
-    ch_devices = job.device == 'cuda' ? PROBE_DEVICE.out.device : ch_packed.flatMap { models -> models.collect { member, _folder -> [member, []] } }
+    // No plan before every probe: the prediction with one model would take memory that the probe of the next one looks for.
+    ch_devices = job.device == 'cuda' ? PROBE_DEVICE.out.device.toList().flatMap { devices -> devices } : ch_packed.flatMap { models -> models.collect { member, _folder -> [member, []] } }
 
     ch_predicted = IMPORT_IMAGE.out.info
         .filter { meta, _infos -> meta.start == 'predict' }

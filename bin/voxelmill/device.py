@@ -26,6 +26,7 @@ from voxelmill.planning import (
     Options,
     blank_image,
     cell_memory,
+    halvings,
     make_plan,
     sums_memory,
 )
@@ -158,10 +159,7 @@ class Attempt:
 
 def attempts(batch: int) -> Iterator[Attempt]:
     """What is tried, best first: the batch halved down to one window, then the sums in the host's memory."""
-    while batch > 1:
-        yield Attempt(batch, "device")
-        batch //= 2
-    yield Attempt(1, "device")
+    yield from (Attempt(windows, "device") for windows in halvings(batch))
     yield Attempt(1, "host")
 
 
@@ -169,27 +167,22 @@ def attempts(batch: int) -> Iterator[Attempt]:
 class Probe:
     """Contents of ``device.json``: what PROBE_DEVICE found, for all plans of a model.
 
-    ``device`` is ``cuda``, or ``cpu`` where the GPU has too little memory and the user allows the CPU; ``kind``,
-    ``memory_bytes`` and ``free_bytes`` are the GPU's own. ``network_bytes`` of it were taken by the network, a batch
-    and the driver. ``steps`` say what was given up, in order.
+    ``device`` is ``cuda``, or ``cpu`` where the GPU has too little memory and the user allows the CPU. One task may use
+    ``share_bytes`` of the GPU; ``network_bytes`` were taken by the network, a batch and the driver.
     """
 
     device: str
-    kind: str
-    memory_bytes: int
-    free_bytes: int
     batch: int
     sums: str
+    share_bytes: int
     network_bytes: int
-    steps: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Probe:
-        value = read_json(path)
-        return cls(**{**value, "steps": tuple(value["steps"])})
+        return cls(**read_json(path))
 
     def planned(self, options: Options) -> Options:
         """The options of a plan for this device."""
@@ -201,7 +194,7 @@ class Probe:
             batch=self.batch,
             sums=self.sums,
             gpu_network_bytes=self.network_bytes,
-            gpu_memory_budget=min(options.gpu_memory_budget, self.free_bytes),
+            gpu_memory_budget=min(options.gpu_memory_budget, self.share_bytes),
         )
 
 
@@ -240,21 +233,31 @@ def sums_moved(options: Options, plans: Iterable[Path]) -> Iterator[tuple[str, s
 
 @dataclass(frozen=True)
 class Gpu:
-    """Kind and memory of a GPU; ``free_bytes`` before this process took any, the driver's own part included."""
+    """Kind and memory of a GPU; ``free_bytes`` before this process took any, the driver's own part included.
+
+    ``tasks`` of a run share it.
+    """
 
     kind: str
     memory_bytes: int
     free_bytes: int
+    tasks: int = 1
 
     @classmethod
-    def of(cls, device: torch.device) -> Gpu:
+    def of(cls, device: torch.device, tasks: int = 1) -> Gpu:
         import torch
 
         free, total = torch.cuda.mem_get_info(device)
-        return cls(device_kind(device), total, min(total, free + CUDA_CONTEXT_BYTES))
+        return cls(device_kind(device), total, min(total, free + CUDA_CONTEXT_BYTES), tasks)
+
+    @property
+    def share_bytes(self) -> int:
+        """What one task may use of what is free."""
+        return self.free_bytes // self.tasks
 
     def __str__(self) -> str:
-        return f"{self.kind} ({self.free_bytes / 1e9:.1f} of {self.memory_bytes / 1e9:.1f} GB free)"
+        shared = f", for {self.tasks} tasks" if self.tasks > 1 else ""
+        return f"{self.kind} ({self.free_bytes / 1e9:.1f} of {self.memory_bytes / 1e9:.1f} GB free{shared})"
 
 
 def find_fit(
@@ -287,45 +290,33 @@ def find_fit(
     UsageError
         The GPU has room for a window, but ``gpu_memory_budget`` has not.
     """
-    steps: list[str] = []
     tried = list(attempts(options.batch))
+    limit = min(options.gpu_memory_budget, gpu.share_bytes)
     for number, attempt in enumerate(tried):
         used = trial(attempt)
         beside = sums_bytes if attempt.sums == "device" else 0
-        if used is not None and used + beside <= options.gpu_memory_budget:
-            return _probe(gpu, "cuda", attempt, used, steps)
-        lack = f"{gpu} has too little memory" if used is None else "--gpu_memory_budget is too small"
+        if used is not None and used + beside <= limit:
+            return Probe("cuda", attempt.batch, attempt.sums, gpu.share_bytes, used)
+        of_budget = used is not None and limit == options.gpu_memory_budget
+        lack = "--gpu_memory_budget is too small" if of_budget else f"{gpu} has too little memory"
         if attempt is not tried[-1]:
             follows = tried[number + 1]
             what = "the sums lie in host memory" if follows.sums == "host" else f"{follows.batch} at once"
-            steps.append(f"{lack} for {attempt}: {what}")
-            report(steps[-1])
+            report(f"{lack} for {attempt}: {what}")
     if cpu_fallback:
-        steps.append(f"{lack} for {tried[-1]}: the CPU predicts, as --cpu_fallback allows")
-        report(steps[-1])
-        return _probe(gpu, "cpu", Attempt(1, "device"), 0, steps)
-    if used is not None:
+        report(f"{lack} for {tried[-1]}: the CPU predicts, as --cpu_fallback allows")
+        return Probe("cpu", 1, "device", gpu.share_bytes, 0)
+    if used is not None and of_budget:
         raise UsageError(
             f"a window of this model needs {used / 1e9:.1f} GB of GPU memory",
             expected=f"at most --gpu_memory_budget, which is {options.gpu_memory_budget / 1e9:.1f} GB",
             remedy=f"raise --gpu_memory_budget to {math.ceil(used / 1e8) / 10} GB, or allow --cpu_fallback",
         )
+    fewer = "choose a smaller --tasks_per_gpu, " if gpu.tasks > 1 else ""
     raise GpuMemoryError(
         f"{gpu} has too little memory for a single window of this model, with the sums in host memory",
-        remedy="end other programs on the GPU, run on one with more memory, allow --cpu_fallback, or --device cpu",
-    )
-
-
-def _probe(gpu: Gpu, device: str, attempt: Attempt, used: int, steps: Sequence[str]) -> Probe:
-    return Probe(
-        device=device,
-        kind=gpu.kind,
-        memory_bytes=gpu.memory_bytes,
-        free_bytes=gpu.free_bytes,
-        batch=attempt.batch,
-        sums=attempt.sums,
-        network_bytes=used,
-        steps=tuple(steps),
+        remedy=f"{fewer}end other programs on the GPU, run on one with more memory, allow --cpu_fallback, or take "
+        "--device cpu",
     )
 
 
@@ -415,7 +406,9 @@ def smallest_sums(config: ModelConfig, options: Options) -> int:
     return int(MEMORY_MARGIN * (sums_memory(plan) + cell_memory(plan)))
 
 
-def probe_device(package: Path, options: Options, cpu_fallback: bool, out: Path, record: Task) -> None:
+def probe_device(
+    package: Path, options: Options, cpu_fallback: bool, out: Path, record: Task, tasks_per_gpu: int = 1
+) -> None:
     """Find what of a model fits the GPU of this machine.
 
     Parameters
@@ -426,6 +419,8 @@ def probe_device(package: Path, options: Options, cpu_fallback: bool, out: Path,
     out : Path
         File to write: :class:`Probe`.
     record : Task
+    tasks_per_gpu : int
+        Tasks of a run that share a GPU; each may use its part of what is free.
 
     Raises
     ------
@@ -441,7 +436,7 @@ def probe_device(package: Path, options: Options, cpu_fallback: bool, out: Path,
     config = load_config(package)
     device = use_device("cuda", options.threads)
     found: list[Gpu] = []
-    if runs_out_of_memory(lambda: found.append(Gpu.of(device))):
+    if runs_out_of_memory(lambda: found.append(Gpu.of(device, tasks_per_gpu))):
         raise TemporaryError(
             "the GPU has no memory left for one more program", remedy="end other programs on the GPU, or wait for them"
         )

@@ -6,7 +6,7 @@ Source of the window grid: ``compute_steps_for_sliding_window`` and ``pad_nd_ima
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,7 +96,7 @@ def make_plan(config: ModelConfig, image: ImageInfo, options: Options) -> Plan:
     ModelMismatchError
         Where the model resamples in a way that cannot be done block by block.
     UsageError
-        Where not even the smallest tile fits into ``memory_budget``.
+        Where not even the smallest tile fits into ``memory_budget`` and ``gpu_memory_budget``.
     """
     shard = shard_shape(image.shape, options.shard_size)
     orientation = Orientation.of(config, image.affine, image.flip)
@@ -132,15 +132,17 @@ def make_plan(config: ModelConfig, image: ImageInfo, options: Options) -> Plan:
     plan = replace(plan, window_seconds=passes * forward_seconds(config, options.device) / threads)
     # the sums go where there is room for them; no bit of the labels depends on it
     places = ("device", "host") if options.device == "cuda" and options.sums == "device" else (options.sums,)
+    tried = []
     for place in places:
         tiled, needed = with_tiles(replace(plan, sums=place), config, options)
-        if needed.fits(options):
-            break
+        if int(needed.host) <= options.memory_budget and int(needed.gpu) <= options.gpu_memory_budget:
+            return replace(tiled, memory_bytes=int(needed.host), gpu_memory_bytes=int(needed.gpu))
+        tried.append((tiled, needed))
+    # of the best place is told what it lacks: where that is room on the GPU, the host is not to blame
+    tiled, needed = tried[0]
     if int(needed.host) > options.memory_budget:
         raise too_large(tiled, options, "memory", needed.host, options.memory_budget)
-    if int(needed.gpu) > options.gpu_memory_budget:
-        raise too_large(tiled, options, "GPU memory", needed.gpu, options.gpu_memory_budget)
-    return replace(tiled, memory_bytes=int(needed.host), gpu_memory_bytes=int(needed.gpu))
+    raise too_large(tiled, options, "GPU memory", needed.gpu, options.gpu_memory_budget)
 
 
 def with_tiles(plan: Plan, config: ModelConfig, options: Options) -> tuple[Plan, Memory]:
@@ -160,6 +162,14 @@ def too_large(plan: Plan, options: Options, what: str, needed: float, budget: in
         expected=f"at most {name}, which is {budget / 1e9:.1f} GB",
         remedy=f"raise {name} to {math.ceil(needed / 1e8) / 10} GB, or choose a smaller --tile_size",
     )
+
+
+def halvings(batch: int) -> Iterator[int]:
+    """A batch, half of it, and so on down to one window."""
+    while batch > 1:
+        yield batch
+        batch //= 2
+    yield 1
 
 
 def blank_image(config: ModelConfig, shape: tuple[int, ...], spacing: tuple[float, ...], unit: str = "um") -> ImageInfo:

@@ -16,8 +16,8 @@ from voxelmill.files import write_bytes
 class TileRow:
     """One line of ``<batch>.tiles.csv``: a tile, its task, and what a task needs that computes this tile alone.
 
-    ``seconds`` is the estimate of its windows, rounded up. ``memory_bytes`` are the host's, ``gpu_memory_bytes`` the
-    GPU's, 0 where the CPU computes.
+    ``seconds`` is the estimate of its windows, rounded up. ``memory_bytes`` are the host's; what a GPU needs is in the
+    plan.
     """
 
     sample: str
@@ -27,7 +27,6 @@ class TileRow:
     memory_bytes: int
     threads: int
     seconds: int
-    gpu_memory_bytes: int
 
 
 @dataclass(frozen=True)

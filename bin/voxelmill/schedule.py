@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from voxelmill.errors import UsageError
 from voxelmill.grid import shard_shape
-from voxelmill.image import ArrayLocation, ChannelStatistics, ImageInfo
+from voxelmill.image import ImageInfo
 from voxelmill.model.config import ModelConfig
 from voxelmill.model.package import load_config
 from voxelmill.needs import Need, Size, most_of, needs_of
 from voxelmill.plan import Plan
-from voxelmill.planning import Options, make_plan
+from voxelmill.planning import Options, blank_image, halvings, make_plan
 from voxelmill.probabilities import MEMBER_TYPE, STORED_BYTES
 from voxelmill.rows import BlockRow, TileRow, write_rows
 from voxelmill.task import Task
@@ -48,7 +49,6 @@ def schedule(plans: list[Plan], task_seconds: float) -> tuple[list[TileRow], lis
                     memory_bytes=plan.memory_bytes,
                     threads=plan.threads,
                     seconds=math.ceil(estimate),
-                    gpu_memory_bytes=plan.gpu_memory_bytes,
                 )
             )
     total = sum(len(senders) for plan in plans for senders in plan.pieces.values())
@@ -88,24 +88,8 @@ def estimate(config: ModelConfig, shape: tuple[int, ...], spacing: tuple[float, 
         z, y, x; spacing in micrometres, or None-like ones where the image has no physical unit.
     options : Options
     """
-    nothing = ChannelStatistics(0.0, 1.0, 0.0, 1.0, {}, (([0.0], [1.0]),) * 3)
-    image = ImageInfo(
-        sample="estimate",
-        shape=shape,
-        dtype="uint16",
-        spacing=spacing,
-        unit="um",
-        spacing_origin="",
-        format="",
-        files=(),
-        array=ArrayLocation("0", "czyx", ()),
-        intensity=(),
-        flip="",
-        nonzero_box=tuple((0, n) for n in shape),
-        statistics=(nothing,) * len(config.channel_names),
-        content_sha256="",
-    )
-    plan = make_plan(config, image, options)
+    image = blank_image(config, shape, spacing)
+    plan = likely_plan(config, image, options)
     sent = traffic(plan)
     voxels = image.voxels
     # a voxel that one tile finishes passes through its piece, every voxel through its block
@@ -122,6 +106,30 @@ def estimate(config: ModelConfig, shape: tuple[int, ...], spacing: tuple[float, 
         output_bytes=label_output(voxels) + probability_bytes(plan.heads * voxels, plan.probabilities),
         needs=needs_of(size_of(plan, len(config.channel_names), options.memory_budget)),
     )
+
+
+def likely_plan(config: ModelConfig, image: ImageInfo, options: Options) -> Plan:
+    """The plan before a GPU was probed, whose memory only the probe can judge.
+
+    The guess of what network and batch take of it may be too high: a smaller batch is planned with first, and then a
+    network that takes nothing. What does not even fit beside such a one fits in no way.
+
+    Raises
+    ------
+    UsageError
+        See :func:`voxelmill.planning.make_plan`; of the guess for one window.
+    """
+    if options.device != "cuda":
+        return make_plan(config, image, options)
+    guesses = [replace(options, batch=batch) for batch in halvings(options.batch)]
+    refused: UsageError | None = None
+    for guess in (*guesses, replace(guesses[-1], gpu_network_bytes=0)):
+        try:
+            return make_plan(config, image, guess)
+        except UsageError as error:
+            refused = refused if guess.gpu_network_bytes == 0 else error
+    assert refused is not None
+    raise refused
 
 
 def size_of(plan: Plan, channels: int, memory_budget: int) -> Size:

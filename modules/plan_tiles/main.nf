@@ -23,12 +23,12 @@ process PLAN_TILES {
     stub:
     """
     mkdir -p ${meta.id}
-    echo sample,tile,task,windows,memory_bytes,threads,seconds,gpu_memory_bytes > ${meta.id}/${meta.id}.tiles.csv
+    echo sample,tile,task,windows,memory_bytes,threads,seconds > ${meta.id}/${meta.id}.tiles.csv
     echo sample,block,group,n_pieces > ${meta.id}/${meta.id}.blocks.csv
     for sample in ${meta.samples.join(' ')}; do
         mkdir -p \$sample
         touch \$sample/\$sample.${memberMark(meta)}plan.json \$sample/\$sample.grid.json
-        echo \$sample,0,0,1,100000000,1,1,0 >> ${meta.id}/${meta.id}.tiles.csv
+        echo \$sample,0,0,1,100000000,1,1 >> ${meta.id}/${meta.id}.tiles.csv
         echo \$sample,0,0,${meta.samples.size()} >> ${meta.id}/${meta.id}.blocks.csv
     done
     touch ${meta.id}/${meta.id}.plan_tiles.${memberMark(meta)}json

@@ -24,6 +24,7 @@ from voxelmill.report.usage import (
     device_kinds,
     disk_bytes,
     processes,
+    unprobed_kinds,
     versions,
 )
 
@@ -269,7 +270,7 @@ def collect_run(
     kinds = device_kinds(files.records)
     for name, of_sample in kinds.items():
         told.setdefault(name, []).extend(mixed_sample(of_sample))
-    told.setdefault("", []).extend(mixed_run(kinds))
+    told.setdefault("", []).extend([*mixed_run(kinds), *probed_other(*unprobed_kinds(files.records))])
     failures = {
         entry["id"]: arrival.failure(entry, expected[entry["id"]], files.records)
         for entry in listed["samples"]
@@ -434,6 +435,16 @@ def mixed_run(kinds: Mapping[str, Mapping[str, int]], names: int = 5) -> list[st
     return [
         f"networks ran on {len(samples)} kinds of device, which round differently, so that a few labels may depend on "
         f"which one a sample met ({'; '.join(parts)}). Where samples are compared, predict all of them on one kind"
+    ]
+
+
+def probed_other(probed: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Warning about GPUs that are not of the kind that the plans were made for."""
+    if not probed or not others:
+        return []
+    return [
+        f"plans were made for {listed(probed)}, but networks also ran on {listed(others)}, whose memory was not "
+        "probed: the batch and the tiles may not fit it. Name GPUs of one kind"
     ]
 
 

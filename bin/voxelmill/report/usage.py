@@ -8,6 +8,9 @@ from typing import Any
 
 from voxelmill.report.arrival import PREDICTION
 
+PROBE = "probe_device"
+"""The process whose counts name the kind of GPU that the plans were made for."""
+
 ORDER = (
     "pack_model", "check_input", "import_image", "probe_device", "plan_tiles", "save_patches", "predict_tiles",
     "stitch_blocks", "average_models", "compose_probabilities", "postprocess_labels", "gather_blocks",
@@ -84,6 +87,17 @@ def device_kinds(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, in
                 of_sample = kinds.setdefault(sample, {})
                 of_sample[kind] = of_sample.get(kind, 0) + 1
     return kinds
+
+
+def unprobed_kinds(records: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """Kinds of GPU that were probed, and those that predicted without."""
+    used: dict[str, set[str]] = {PROBE: set(), PREDICTION: set()}
+    for record in records:
+        if record["process"] in used:
+            used[record["process"]].add(str(record["counts"]["device"]))
+    # where the probe's answer is the CPU, that was told
+    found = {kind for kind in used[PREDICTION] if not kind.startswith("CPU ")}
+    return sorted(used[PROBE]), sorted(found - used[PROBE])
 
 
 def versions(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
