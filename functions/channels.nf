@@ -22,11 +22,11 @@ def batches(checked, images, prints) {
     }
 }
 
-// What the tasks of a batch need, by process: the memory of its largest sample, the time of all of them.
-// `whole` stands for processes that have one task per batch and whose need is the estimate itself.
+// What the tasks of a batch need, by process: the memory of its largest sample, the time of all of them. A sample without
+// needs of its own is one task, and its need is the estimate.
 def needsOf(samples, estimates) {
     def own = samples.collect { sample -> estimates[sample.id] ?: [:] }
-    def every = own.collect { one -> (one.needs ?: [:]) + [whole: [memory: one.memory_bytes ?: 0, seconds: one.seconds ?: 0]] }
+    def every = own.collect { one -> one.needs ?: [whole: [memory: one.memory_bytes ?: 0, seconds: one.seconds ?: 0]] }
     return every.collectMany { needs -> needs.keySet().toList() }.unique().collectEntries { process ->
         def found = every.collect { needs -> needs[process] }.findAll { need -> need }
         [process, [memory: found.collect { need -> need.memory as long }.max(), seconds: found.collect { need -> need.seconds as double }.sum()]]

@@ -30,13 +30,25 @@ def sizeOf(files) {
     return [files].flatten().collect { file -> file.size() as long }.sum(0L)
 }
 
-// Bytes of the largest file in a folder, or of the file itself
-def largestIn(path) {
-    def sizes = [path.size() as long]
-    if (path.isDirectory()) {
-        path.toRealPath().eachFileRecurse { file -> sizes.add(file.size() as long) }
+// Bytes of the largest checkpoint of a model, be it a folder or a zip
+def largestCheckpoint(path) {
+    def model = path.toRealPath()
+    def sizes = [0L]
+    if (model.isDirectory()) {
+        model.eachFileRecurse { file -> sizes.add(file.name.endsWith('.pth') ? file.size() as long : 0L) }
+    }
+    else if (model.name.endsWith('.zip')) {
+        def zip = new java.util.zip.ZipFile(model.toFile())
+        zip.entries().each { entry -> sizes.add(entry.name.endsWith('.pth') ? entry.size : 0L) }
+        zip.close()
     }
     return sizes.max()
+}
+
+// A script that is told a budget keeps to it, whatever its data would fill.
+def budgeted(bytes, options) {
+    def budget = options.find(/--memory-budget '(\d+)'/) { _all, number -> number }
+    return [bytes, budget].findAll { number -> number }.collect { number -> number as long }.min()
 }
 
 // Product of the whole numbers among a script's options

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from voxelmill.grid import shard_shape
 from voxelmill.image import ImageInfo
 from voxelmill.model.config import ModelConfig
 from voxelmill.model.package import load_config
-from voxelmill.needs import Need, Size, most_of, needs_of
+from voxelmill.needs import Need, needs_of
 from voxelmill.plan import Plan
 from voxelmill.planning import Options, blank_image, halvings, make_plan
 from voxelmill.probabilities import MEMBER_TYPE, STORED_BYTES
@@ -104,7 +103,7 @@ def estimate(config: ModelConfig, shape: tuple[int, ...], spacing: tuple[float, 
         + label_work(voxels, options.id_layers)
         + probability_bytes(likely, plan.probabilities),
         output_bytes=label_output(voxels) + probability_bytes(plan.heads * voxels, plan.probabilities),
-        needs=needs_of(size_of(plan, len(config.channel_names), options.memory_budget)),
+        needs=needs_of(shape, len(config.channel_names), plan.shard),
     )
 
 
@@ -130,20 +129,6 @@ def likely_plan(config: ModelConfig, image: ImageInfo, options: Options) -> Plan
             refused = refused if guess.gpu_network_bytes == 0 else error
     assert refused is not None
     raise refused
-
-
-def size_of(plan: Plan, channels: int, memory_budget: int) -> Size:
-    """What the needs of a predicted sample depend on."""
-    cells = [[(s.stop - s.start, s.footprint[1] - s.footprint[0]) for s in axis.segments] for axis in plan.axes]
-    return Size(
-        shape=plan.shape,
-        channels=channels,
-        heads=plan.heads,
-        shard=math.prod(map(min, plan.shape, plan.shard)),
-        block=math.prod(max(b - a for a, b in itertools.pairwise(cuts)) for cuts in plan.grid.cuts),
-        cell=math.prod(max(map(max, sides)) for sides in cells),
-        memory_budget=memory_budget,
-    )
 
 
 def estimate_together(
@@ -172,7 +157,7 @@ def estimate_together(
         # the image, the labels and the exported files are there once
         work_bytes=alone.work_bytes + mean + sum(one.work_bytes - alone.work_bytes for one in every),
         output_bytes=alone.output_bytes + mean,
-        needs=most_of(one.needs for one in every),
+        needs=alone.needs,
     )
 
 
@@ -184,17 +169,6 @@ def probability_bytes(values: int, dtype: str | None) -> int:
 def estimate_given(shape: tuple[int, ...], channels: int, options: Options) -> Estimate:
     """What a sample will take whose labels are given: no windows; its tasks are cut to the memory of one."""
     voxels = math.prod(shape)
-    shard = shard_shape(shape, options.shard_size)
-    size = Size(
-        shape=tuple(shape),
-        channels=channels,
-        heads=0,
-        shard=math.prod(map(min, shape, shard)),
-        # two shards on each axis, and a thin third one
-        block=math.prod(min(n, 3 * side) for n, side in zip(shape, shard, strict=True)),
-        cell=0,
-        memory_budget=options.memory_budget,
-    )
     return Estimate(
         windows=0,
         tiles=0,
@@ -202,7 +176,7 @@ def estimate_given(shape: tuple[int, ...], channels: int, options: Options) -> E
         memory_bytes=options.memory_budget,
         work_bytes=IMAGE_BYTES * voxels * channels + label_work(voxels, options.id_layers),
         output_bytes=label_output(voxels),
-        needs=needs_of(size),
+        needs=needs_of(shape, channels, shard_shape(shape, options.shard_size)),
     )
 
 

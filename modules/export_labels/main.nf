@@ -1,10 +1,10 @@
 // The label stores of a batch -> label files in the format of the input, outlines of single planes.
-include { memoryFor; timeFor } from '../../functions/resources'
+include { budgeted; memoryFor; timeFor } from '../../functions/resources'
 
 process EXPORT_LABELS {
     tag "${meta.id}"
     label 'process_single'
-    memory { memoryFor(meta.needs?.export_labels?.memory, task) }
+    memory { memoryFor(budgeted(meta.needs?.export_labels?.memory, options), task) }
     time { timeFor(meta.needs?.export_labels?.seconds, task) }
 
     input:

@@ -1,11 +1,11 @@
 // The only task that opens a checkpoint; everything after it reads the package.
-include { largestIn; memoryFor; timeFor } from '../../functions/resources'
+include { largestCheckpoint; memoryFor; timeFor } from '../../functions/resources'
 
 process PACK_MODEL {
     label 'process_single'
     label 'process_torch'
-    memory { memoryFor(2_000_000_000 + 4 * largestIn(model), task) }
-    time { timeFor(largestIn(model) / 1e7, task) }
+    memory { memoryFor(2_000_000_000 + 4 * largestCheckpoint(model), task) }
+    time { timeFor(largestCheckpoint(model) / 1e7, task) }
 
     input:
     tuple val(member), path(model, stageAs: '_model/*'), val(_fingerprint) // the model's number, 0 for the only one

@@ -1,10 +1,10 @@
 // Plans and images of a batch -> the voxels of every tile as TIFF, and where they lie.
-include { memoryFor; timeFor } from '../../functions/resources'
+include { budgeted; memoryFor; timeFor } from '../../functions/resources'
 
 process SAVE_PATCHES {
     tag "${meta.id}"
     label 'process_single'
-    memory { memoryFor(meta.needs?.save_patches?.memory, task) }
+    memory { memoryFor(budgeted(meta.needs?.save_patches?.memory, options), task) }
     time { timeFor(meta.needs?.save_patches?.seconds, task) }
 
     input:

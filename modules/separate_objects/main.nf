@@ -1,10 +1,10 @@
 // The gathered labels, or marks with their numbers -> blocks in which every voxel bears the id of its object.
-include { memoryFor; timeFor } from '../../functions/resources'
+include { budgeted; memoryFor; timeFor } from '../../functions/resources'
 
 process SEPARATE_OBJECTS {
     tag "${meta.id} ${group}"
     label 'process_single'
-    memory { memoryFor(meta.needs?.separate_objects?.memory, task) }
+    memory { memoryFor(budgeted(meta.needs?.separate_objects?.memory, options), task) }
     time { timeFor(meta.needs?.separate_objects?.seconds, task) }
 
     input:

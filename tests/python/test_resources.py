@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -12,17 +11,16 @@ import pytest
 
 from conftest import ROOT
 from test_nextflow import nextflow
-from voxelmill.needs import LEAST, MARGIN, Need, Size, most_of, needs_of
+from voxelmill.needs import LEAST, MARGIN, Need, needs_of
 
 GIB = 2**30
-SHARD = 256**3
 
 AGAIN = {75: 3, 76: 1, 137: 3, 104: 2, 134: 2, 139: 2, 140: 2, 143: 2, 175: 2, 247: 3}
 FINAL = (1, 2, 65, 66, 67, 68, 69, 70, 74, 77, 78, 255)
 HUNGRY, LATE = (134, 137, 139, 247), (140, 143)
 
 FAILING = """
-include {{ memoryFor; timeFor; sizeOf; largestIn; productOf }} from '{functions}/resources'
+include {{ memoryFor; timeFor; sizeOf; largestCheckpoint; productOf; budgeted }} from '{functions}/resources'
 include {{ needsOf }} from '{functions}/channels'
 
 // Ends with one code after the other, then well.
@@ -49,9 +47,17 @@ process SIZED {{
 }}
 
 process FILES {{
-    memory {{ memoryFor(1_000_000_000 + sizeOf(two) + 10 * largestIn(folder) + productOf('--shape 64 256 256'), task) }}
+    memory {{ memoryFor(1e9 + sizeOf(two) + 10 * largestCheckpoint(folder) + productOf('--shape 64 256 256'), task) }}
     input:
     tuple path(two), path(folder)
+    script:
+    "true"
+}}
+
+process TOLD {{
+    memory {{ memoryFor(budgeted(bytes, options), task) }}
+    input:
+    tuple val(bytes), val(options)
     script:
     "true"
 }}
@@ -62,6 +68,7 @@ workflow {{
     PLAIN(channel.fromList(codes))
     SIZED(channel.fromList(codes.take(1)).map {{ few -> [few, params.bytes as long] }})
     if (params.folder) {{
+        TOLD(channel.of([5_000_000_000, "--memory-budget '3000000000' --more '1'"]))
         FILES(channel.of([[file("${{params.folder}}/a"), file("${{params.folder}}/b/c")], file(params.folder)]))
     }}
     println("needs: " + needsOf(
@@ -69,6 +76,7 @@ workflow {{
         [
             a: [memory_bytes: 5, seconds: 1.5, needs: [x: [memory: 10, seconds: 1.0], y: [memory: 3, seconds: 2]]],
             b: [memory_bytes: 9, seconds: 2, needs: [x: [memory: 4, seconds: 0.5]]],
+            c: [memory_bytes: 7, seconds: 4],
         ],
     ))
 }}
@@ -125,6 +133,7 @@ def test_codes_are_tried_again_with_more_of_what_was_lacking(parser: str, tmp_pa
     (tmp_path / "data" / "b").mkdir(parents=True)
     (tmp_path / "data" / "a").write_bytes(bytes(1_000_000))
     (tmp_path / "data" / "b" / "c").write_bytes(bytes(300_000))
+    (tmp_path / "data" / "b" / "d.pth").write_bytes(bytes(200_000))
     every = [(137, 75, 137), *((code,) * 4 for code in AGAIN), *((code,) * 2 for code in FINAL)]
     found, said = run(tmp_path, every, "--bytes", "3000000000", "--folder", tmp_path / "data", parser=parser)
     for code, times in AGAIN.items():
@@ -140,9 +149,10 @@ def test_codes_are_tried_again_with_more_of_what_was_lacking(parser: str, tmp_pa
     sized = [memory for _, memory, _ in found[name_of((137, 75, 137), "SIZED")]]
     most = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 6_000_000_000)
     assert sized[0] == 3_000_000_000 and sized[1] == sized[2] == max(sized[0], most)
-    assert found["FILES (1)"][0][1] == 1_000_000_000 + 1_300_000 + 10_000_000 + 64 * 256 * 256
+    assert found["FILES (1)"][0][1] == 1_000_000_000 + 1_300_000 + 10 * 200_000 + 64 * 256 * 256
+    assert found["TOLD (1)"][0][1] == 3_000_000_000
     assert "x:[memory:10, seconds:1.5]" in said and "y:[memory:3, seconds:2.0]" in said
-    assert "whole:[memory:9, seconds:3.5]" in said
+    assert "whole:[memory:7, seconds:4.0]" in said
 
 
 @pytest.mark.nextflow
@@ -215,36 +225,25 @@ MEASURED = {
 }
 
 
-def size(side: int = 800, shard: int = 256, budget: int = 4_000_000_000, **changes: int) -> Size:
-    voxels = min(side, shard) ** 3
-    known = {"channels": 1, "heads": 2, "shard": voxels, "block": voxels * 8, "cell": 32 * min(side, shard) ** 2}
-    return Size(shape=(side,) * 3, memory_budget=budget, **(known | changes))
+def needs(side: int = 800, shard: int = 256, channels: int = 1) -> dict[str, Need]:
+    return needs_of((side,) * 3, channels, (shard,) * 3)
 
 
 @pytest.mark.parametrize("process", MEASURED)
 def test_needs_hold_what_was_measured(process: str) -> None:
-    assert needs_of(size())[process].memory >= MARGIN * 1e6 * MEASURED[process]
+    assert needs()[process].memory >= MARGIN * 1e6 * MEASURED[process]
 
 
 def test_needs_grow_with_what_is_held_and_not_with_the_volume() -> None:
-    """A shard eight times as large, ten times the heads, a wide plane; a terabyte on the same nodes as a gigabyte."""
-    small, large = needs_of(size(1024)), needs_of(size(10_240))
+    """A shard eight times as large, a wide plane; a terabyte on the same nodes as a gigabyte."""
+    small, large = needs(1024), needs(10_240)
     for process in set(small) - {"import_image", "export_labels", "separate_objects", "save_patches"}:
         assert small[process].memory == large[process].memory, process
-    for process in ("export_labels", "save_patches", "separate_objects"):
-        assert large[process].memory <= 4_100_000_000
-    shards = needs_of(size(1024, shard=512))
-    for process in ("stitch_blocks", "label_blocks", "relabel_blocks", "mark_cores", "separate_objects"):
-        assert shards[process].memory >= 24 * 0.2 * 512**3 + small[process].memory / 2, process
-    assert needs_of(size(heads=200))["stitch_blocks"].memory > 200 * 8 * 32 * 256**2 * 3
+    shards = needs(1024, shard=512)
+    for process in ("label_blocks", "relabel_blocks", "mark_cores"):
+        assert shards[process].memory >= 24 * 512**3, process
     assert large["import_image"].memory > small["import_image"].memory
-    assert large["label_blocks"].seconds == small["label_blocks"].seconds and large["import_image"].seconds > 1e4
-    # small samples need the least that anything does, whatever the budget
-    tiny = needs_of(size(64, budget=64_000_000_000))
-    assert {need.memory for need in tiny.values()} == {LEAST}
-
-
-def test_needs_of_several_models() -> None:
-    one, two = {"a": Need(5, 1.0), "b": Need(1, 9.0)}, {"a": Need(3, 4.0)}
-    assert most_of([one, two]) == {"a": Need(5, 4.0), "b": Need(1, 9.0)}
-    assert math.isclose(sum(need.seconds for need in most_of([one, two]).values()), 13)
+    assert needs(4096, channels=3)["import_image"].memory > needs(4096)["import_image"].memory
+    assert large["label_blocks"].seconds <= 2000 and large["import_image"].seconds > 1e4
+    # small samples need the least that anything does
+    assert {need.memory for need in needs(64).values()} == {LEAST}
