@@ -7,10 +7,12 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
 from conftest import ROOT
-from test_nextflow import nextflow
+from test_nextflow import nextflow, tasks
 from voxelmill.needs import LEAST, MARGIN, Need, needs_of
 
 GIB = 2**30
@@ -171,6 +173,24 @@ def test_more_than_the_machine_has_is_told(tmp_path: Path) -> None:
     """Not a task that hangs, but both figures."""
     _, said = run(tmp_path, [(0,)], "--bytes", "9000000000000", "--on_bad_sample", "stop")
     assert "exceeds available memory -- req: 8.2 TB; avail:" in said
+
+
+@pytest.mark.nextflow
+def test_other_resources_repeat_no_import(tmp_path: Path) -> None:
+    """What a task asks for is no part of what it computes."""
+    tifffile.imwrite(tmp_path / "a.tif", np.arange(40**3, dtype=np.uint16).reshape(40, 40, 40))
+    command = [
+        "run", ROOT, "-resume", "--input", "a.tif", "--model", ROOT / "assets" / "demo_model", "--stop_after", "split",
+        "--model_spacing_unit", "um", "--spacing", "3,2,2", "--unit", "um", "--outdir", "results",
+    ]  # fmt: skip
+    first = nextflow(tmp_path, *command)
+    assert first.returncode == 0, first.stdout
+    assert "IMPORT_IMAGE (a)" in tasks(first.stdout, "Submitted")
+    other = ("--memory_budget", "3 GB", "--threads", "1", "--task_minutes", "5", "--mirroring", "off")
+    second = nextflow(tmp_path, *command, *other)
+    assert second.returncode == 0, second.stdout
+    assert {"PACK_MODEL", "IMPORT_IMAGE (a)"} <= tasks(second.stdout, "Cached")
+    assert {"CHECK_INPUT", "PLAN_TILES (a)"} <= tasks(second.stdout, "Submitted")
 
 
 SBATCH = """#!/bin/bash
