@@ -28,7 +28,10 @@ image=${VOXELMILL_IMAGE:-${prefix}voxelmill:$version}
 # While it is built an image takes about three times its size: downloads, the layer, and the layer again as it is kept.
 declare -A needed_gb=([light]=4 [full]=20)
 needed=${needed_gb[${targets[-1]}]}
-for folder in "$store" "${TMPDIR:-/var/tmp}"; do
+folders=("$store")
+# podman keeps a layer there before it stores it.
+if [[ $engine == podman ]]; then folders+=("${TMPDIR:-/var/tmp}"); fi
+for folder in "${folders[@]}"; do
     # The engine may keep its images in a machine of its own.
     [[ -d $folder ]] || continue
     free=$(df --output=avail -BG "$folder" | tail -n 1 | tr -dc 0-9)

@@ -15,9 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from voxelmill import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
-VERSION = "0.1.0"
-WITH_TORCH = {"PACK_MODEL", "PREDICT_TILES"}
+VERSION = __version__
+WITH_TORCH = {
+    module.parent.name.upper()
+    for module in (ROOT / "modules").glob("*/main.nf")
+    if "label 'process_torch'" in module.read_text()
+}
 
 # What tells of a run and not of its images: times, memory, machines, and checksums of such files.
 ACCOUNTS = ("report.html", "outputs.json", "ro-crate-metadata.json", "pipeline_info/")

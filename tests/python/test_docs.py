@@ -19,7 +19,7 @@ OTHER_FLAGS = {
     *("plugin", "cors"),  # viewers
     *("batch", "constraint", "cpus-per-task", "exclude", "exclusive", "gpus", "gpus-per-node", "gres"),  # Slurm
     *("job-name", "me", "mem", "nice", "output", "signal", "time"),  # Slurm
-    *("nv", "rm", "runtime", "security-opt"),  # container engines
+    *("network", "nv", "nvidia", "read-only", "rm", "runtime", "security-opt", "tmpfs", "userns"),  # container engines
 }
 """Flags on the pages that are other programs'."""
 

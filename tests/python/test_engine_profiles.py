@@ -44,7 +44,7 @@ def test_images_are_of_this_version_and_the_large_one_is_for_torch(engine: str) 
 def test_flags_of_a_gpu_are_for_tasks_with_one(engine: str) -> None:
     text = (ROOT / "conf" / f"{engine}.config").read_text()
     lines = selected(text, "process_gpu")
-    flags = [re.fullmatch(r"containerOptions = params\.device == 'cuda' \? '(.+)' : ''", line) for line in lines]
+    flags = [re.fullmatch(r"containerOptions = \{ params\.device == 'cuda' \? '(.+)' : '' \}", line) for line in lines]
     assert [found and found[1].startswith(str(GPU[engine])) for found in flags] == ([True] if GPU[engine] else [])
     assert len(re.findall(r"gpus|nvidia\.com|--nv\b", text)) == (GPU[engine] is not None)
     assert re.search(r"envWhitelist = '(\w+,)*CUDA_VISIBLE_DEVICES\b", text)
