@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -101,13 +102,11 @@ class TreeSampler(threading.Thread):
 
 def descendants(root: int) -> list[int]:
     found = []
-    for task in Path(f"/proc/{root}/task").glob("*/children"):
-        try:
-            children = [int(child) for child in task.read_text().split()]
-        except OSError:
-            continue
-        for child in children:
-            found += [child, *descendants(child)]
+    # A process may end at any moment.
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{root}/task").glob("*/children"):
+            for child in map(int, task.read_text().split()):
+                found += [child, *descendants(child)]
     return found
 
 
