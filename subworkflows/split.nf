@@ -40,7 +40,7 @@ workflow SPLIT {
         .take(1)
         .combine(ch_packed.map { models -> [models] })
         .flatMap { _meta, _entries, _images, _prints, models -> models }
-    PROBE_DEVICE(job.device == 'cuda' ? ch_probed : channel.empty(), job.options.probe ?: '', job.code.probe_device)
+    PROBE_DEVICE(job.device == 'cuda' ? ch_probed : channel.empty(), job.options.probe, job.code.probe_device)
     // No plan before every probe: the prediction with one model would take memory that the probe of the next one looks for.
     ch_devices = job.device == 'cuda' ? PROBE_DEVICE.out.device.toList().flatMap { devices -> devices } : ch_packed.flatMap { models -> models.collect { member, _folder -> [member, []] } }
 

@@ -446,4 +446,5 @@ def probe_device(
     probe = find_fit(found[0], options, cpu_fallback, trial.sums_bytes, trial, record.warn)
     probe.save(out)
     record.output(out)
-    record.counts = {"device": found[0].kind, "batch": probe.batch, "memory_bytes": probe.network_bytes}
+    record.device = found[0].kind
+    record.counts = {"batch": probe.batch, "memory_bytes": probe.network_bytes}

@@ -428,9 +428,7 @@ def predict_task(batch: str, number: int, package: Path, folder: Path, record: T
     for sample, counts in predict_tiles(tiles, networks, device, folder, warn).items():
         record.counts[sample] = asdict(counts)
         record.counts[sample]["piece_bytes"] = sum(p.stat().st_size for p in (folder / sample).glob("*.piece"))
-    record.counts["device"] = device_kind(device)
-    if device.type == "cuda":
-        record.counts["gpu_memory_bytes"] = torch.cuda.max_memory_reserved(device)
+    record.device = device_kind(device)
 
 
 def on_device(package: Path, plan: Plan, device: torch.device) -> list[Network]:

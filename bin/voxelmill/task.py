@@ -54,12 +54,14 @@ class Progress:
 class Task:
     """Record of one task for the report; written as ``<name>/<name>.<process>[.<part>].json``.
 
-    ``outputs`` holds one digest per published file or folder, ``files`` digest and size of each of their files.
+    ``outputs`` holds one digest per published file or folder, ``files`` digest and size of each of their files, and
+    ``device`` the kind of device on which networks ran.
     """
 
     process: str
     name: str
     part: str | None = None
+    device: str | None = None
     counts: dict[str, Any] = field(default_factory=dict)
     warnings: list[dict[str, str]] = field(default_factory=list)
     outputs: dict[str, str] = field(default_factory=dict)
@@ -104,6 +106,7 @@ def task(process: str, name: str, part: str | None = None) -> Iterator[Task]:
                 "cpu_seconds": round(used.ru_utime + used.ru_stime, 3),
                 "peak_memory_bytes": used.ru_maxrss * 1024,
                 "disk_bytes": disk_bytes(Path()),
+                "device": record.device,
                 "counts": record.counts,
                 "warnings": record.warnings,
                 "outputs": record.outputs,

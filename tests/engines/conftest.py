@@ -156,8 +156,8 @@ def finished(profiles: str, folder: Path, settings: str, **options: object) -> F
     return Finished(folder / "work", digests(folder / "results"), trace)
 
 
-def assert_inside(run: Finished, user: int) -> None:
-    """Every task ran in its image, as `user`, with the loopback alone, and could write nothing but its own folder."""
+def assert_inside(run: Finished, user: int, network: Sequence[str] = ("lo",)) -> None:
+    """Every task ran in its image, as `user`, on this network, and could write nothing but its own folder."""
     found = tasks(run.work)
     assert len(found) >= 16
     locks = {name: (ROOT / "requirements" / f"{name}.lock").read_text() for name in ("runtime", "light")}
@@ -165,7 +165,7 @@ def assert_inside(run: Finished, user: int) -> None:
         process = process_of(script)
         expected = locks["runtime" if process in WITH_TORCH else "light"]
         assert (folder / ".lock").read_text() == expected, process
-        assert (folder / ".inside").read_text() == "/opt/venv/bin/python\nlo\n", process
+        assert (folder / ".inside").read_text().split() == ["/opt/venv/bin/python", *network], process
         assert (folder / ".user").read_text() == f"{folder}\n{folder}\n{user}\n", process
         assert "Read-only file system" in (folder / ".refused").read_text(), process
 

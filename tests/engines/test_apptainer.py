@@ -6,16 +6,39 @@ VOXELMILL_SIF names the folder of both images; as root Apptainer needs user name
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import subprocess
 from pathlib import Path
 
-from conftest import VERSION, assert_inside, finished
+import pytest
+
+from conftest import VERSION, assert_inside, finished, tasks
 
 
-def test_apptainer_gives_the_same_bytes(local_digests: dict[str, str], tmp_path: Path) -> None:
+@pytest.fixture
+def options(tmp_path: Path) -> str:
+    """Settings of a run that is started in a folder where both images are."""
     for name in (f"voxelmill-{VERSION}.sif", f"voxelmill-{VERSION}-light.sif"):
         (tmp_path / name).symlink_to(Path(os.environ["VOXELMILL_SIF"], name).resolve(strict=True))
-    options = f"apptainer.runOptions = '{os.environ.get('VOXELMILL_APPTAINER', '')}'\n"
+    return f"apptainer.runOptions = '{os.environ.get('VOXELMILL_APPTAINER', '')}'\n"
+
+
+def test_apptainer_gives_the_same_bytes(local_digests: dict[str, str], options: str, tmp_path: Path) -> None:
     # Tasks have the network of whoever starts them, so this one has none.
     run = finished("test,apptainer", tmp_path, options, before=["unshare", "--net", "--"])
     assert run.digests == local_digests
     assert_inside(run, user=os.getuid())
+
+
+@pytest.mark.skipif(shutil.which("scontrol") is None, reason="no Slurm is installed here; .ci/slurm brings one")
+def test_apptainer_in_jobs_of_slurm_gives_the_same_bytes(
+    local_digests: dict[str, str], options: str, tmp_path: Path
+) -> None:
+    if subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode:
+        pytest.skip("no Slurm answers here: start these tests with .ci/slurm")
+    patience = "executor.pollInterval = '1 sec'\nexecutor.queueStatInterval = '2 sec'\n"
+    run = finished("test,apptainer,slurm", tmp_path, options + patience)
+    assert run.digests == local_digests
+    assert_inside(run, user=os.getuid(), network=[name for _, name in socket.if_nameindex()])
+    assert all("#SBATCH" in script for script in tasks(run.work).values())

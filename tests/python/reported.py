@@ -11,6 +11,7 @@ import numpy as np
 from voxelmill.files import read_json, write_json
 from voxelmill.image import ArrayLocation, ImageInfo, Intensity
 from voxelmill.pictures import PictureBuilder, stretch
+from voxelmill.report.arrival import PREDICTION
 from voxelmill.report.collect import Run, collect_run
 from voxelmill.report.render import render_report
 
@@ -134,7 +135,7 @@ class Folder:
         value = {
             "process": process, "name": name, "part": part, "voxelmill": "0.1.0", "python": "3.11.2",
             "wall_seconds": wall, "cpu_seconds": cpu, "peak_memory_bytes": memory, "counts": {}, "warnings": [],
-            "outputs": {}, "versions": {"numpy": "2.2.0"},
+            "device": "cpu" if process == PREDICTION else None, "outputs": {}, "versions": {"numpy": "2.2.0"},
         } | more  # fmt: skip
         file = ".".join(filter(None, (str(len(list((self.path / "records").iterdir()))), process, part, "json")))
         write_json(self.path / "records" / file, value)
@@ -161,7 +162,7 @@ class Folder:
                 self.path / "staged" / f"{name}.labels.json",
                 {"sample": name, "classes": classes, "windows": 12, "warnings": []},
             )
-            counts = {name: {"windows": 12, "computed": 9, "reused": 3, "piece_bytes": 7_000}, "device": "cpu"}
+            counts = {name: {"windows": 12, "computed": 9, "reused": 3, "piece_bytes": 7_000}}
             self.record("predict_tiles", name, wall=30.0, cpu=50.0, memory=2_000_000_000, part="0", counts=counts)
 
     def objects(self, name: str, **changes: object) -> None:

@@ -219,7 +219,7 @@ def test_a_gpu_is_probed_with_the_network_itself(
             probe_device(package, OPTIONS, False, out, record)
         probe = Probe.load(out)
         assert (probe.device, probe.batch, probe.sums) == ("cuda", attempt.batch, attempt.sums)
-        assert record.counts["device"] == "Fake, compute capability 1.2"
+        assert record.device == "Fake, compute capability 1.2"
         assert probe.share_bytes == memory
         assert 0 < probe.network_bytes <= gpu.memory
         assert len(record.warnings) == number
@@ -459,16 +459,14 @@ def report_of(tmp_path: Path, *tasks: tuple[str, str]) -> Folder:
         path.unlink()
     for number, (name, kind) in enumerate(tasks):
         share = sum(1 for other, _ in tasks if other == name)
-        counts = {
-            name: {"windows": 12 // share, "computed": 12 // share, "reused": 0, "piece_bytes": 1},
-            "device": kind,
-        }
-        folder.record("predict_tiles", name, part=str(number), counts=counts)
+        counts = {name: {"windows": 12 // share, "computed": 12 // share, "reused": 0, "piece_bytes": 1}}
+        folder.record("predict_tiles", name, part=str(number), counts=counts, device=kind)
     return folder
 
 
 def test_one_kind_of_device_is_no_warning(tmp_path: Path) -> None:
-    run = report_of(tmp_path, ("a", "CPU x86_64 AVX2"), ("a", "CPU x86_64 AVX2"), ("b", "CPU x86_64 AVX2")).collect()
+    tasks = (("a", "CPU x86_64 AVX2"), ("a", "CPU x86_64 AVX2"), ("device", "CPU x86_64 AVX2"))
+    run = report_of(tmp_path, *tasks).collect()
     assert run.warning_count == 0
     assert run.devices == ("CPU x86_64 AVX2",)
 
@@ -494,7 +492,7 @@ def test_kinds_within_a_sample_are_told_in_stronger_words(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("predicted", "told"), [("Fake", 0), ("Other", 1), ("CPU x86_64 AVX2", 0)])
 def test_a_gpu_that_was_not_probed_is_told(predicted: str, told: int, tmp_path: Path) -> None:
     folder = report_of(tmp_path, ("a", predicted))
-    folder.record("probe_device", "probe_device", counts={"device": "Fake", "batch": 1, "memory_bytes": GIGA})
+    folder.record("probe_device", "probe_device", device="Fake")
     run = folder.collect()
     assert len(run.warnings) == told
     assert all("plans were made for Fake, but networks also ran on Other" in text for text in run.warnings)

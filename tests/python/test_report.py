@@ -371,11 +371,9 @@ def test_the_process_that_failed_is_named_with_its_log(
     windows = {"plan_tiles": 12, "predict_tiles": 6}
     for part, process in enumerate(records):
         counts = {"lost": {"windows": windows[process], "computed": windows[process]}} if process in windows else {}
-        folder.record(
-            process, "lost", part=str(part), counts=counts | ({"device": "cpu"} if "predict" in process else {})
-        )
+        folder.record(process, "lost", part=str(part), counts=counts)
     for process in (*COMPOSED, "measure_objects", "export_labels"):
-        folder.record(process, "here", counts={"device": "cpu"} if "predict" in process else {})
+        folder.record(process, "here")
     run = folder.collect()
     assert [sample.name for sample in run.failed] == ["lost"]
     reason = run.failed[0].failure
@@ -458,7 +456,7 @@ def test_a_sample_that_failed_late_still_shows_its_labels(folder: Folder) -> Non
     folder.params["params"] |= COMPONENTS
     folder.sample("late")
     for process in COMPOSED:
-        folder.record(process, "late", counts={"device": "cpu"} if "predict" in process else {})
+        folder.record(process, "late")
     labels = folder.path / "staged" / "late.labels.json"
     write_json(labels, read_json(labels) | {"objects": 4})
     page = Page(folder.pages()["report.html"])
@@ -498,7 +496,7 @@ def test_pictures_shrink_until_the_file_is_small_enough(folder: Folder, monkeypa
 
 def test_processes_are_summed_in_the_order_of_the_data(folder: Folder) -> None:
     folder.sample("s0")
-    folder.record("predict_tiles", "s0", wall=12.0, cpu=20.0, memory=3_000_000_000, part="1", counts={"device": "cpu"})
+    folder.record("predict_tiles", "s0", wall=12.0, cpu=20.0, memory=3_000_000_000, part="1")
     folder.record("check_input", "check")
     folder.record("another", "s0")
     folder.record("import_image", "s0", disk_bytes=50_000)
@@ -524,9 +522,7 @@ def test_windows_come_from_the_tasks_and_must_add_up(folder: Folder) -> None:
     folder.sample("s0")
     sample = folder.collect().samples[0]
     assert (sample.windows, sample.computed, sample.reused, sample.warnings) == (12, 9, 3, ())
-    folder.record(
-        "predict_tiles", "s0", part="1", counts={"s0": {"windows": 2, "computed": 2, "reused": 0}, "device": "cpu"}
-    )
+    folder.record("predict_tiles", "s0", part="1", counts={"s0": {"windows": 2, "computed": 2, "reused": 0}})
     assert folder.collect().samples[0].warnings == ("12 windows were planned, 14 are in the tasks' records",)
 
 
@@ -610,7 +606,7 @@ def test_all_models_of_an_ensemble_are_named(folder: Folder) -> None:
     (folder.path / "model").mkdir()
     folder.model()
     folder.params["params"]["model"] = "one;two"
-    counts = {"s1": {"windows": 30, "computed": 30, "reused": 0, "piece_bytes": 1}, "device": "cpu"}
+    counts = {"s1": {"windows": 30, "computed": 30, "reused": 0, "piece_bytes": 1}}
     folder.record("predict_tiles", "s1", part="m2.0", counts=counts)
     for part, windows in (("m1", 12), ("m2", 30)):
         folder.record("plan_tiles", "s1", part=part, counts={"s1": {"windows": windows}})

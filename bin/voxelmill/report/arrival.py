@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 PREDICTION = "predict_tiles"
-"""The process whose counts are ``{sample: {"windows", "computed", "reused", "piece_bytes"}, "device": name}``."""
+"""The process whose counts are ``{sample: {"windows", "computed", "reused", "piece_bytes"}}``."""
 
 GROUPED = ("stitch_blocks", "mark_cores", "separate_objects", "label_blocks", "relabel_blocks")
 """Processes with a task per group of blocks; each of them has the same groups."""

@@ -290,7 +290,7 @@ def collect_run(
         command=run.get("command"),
         revision=run.get("revision"),
         profile=run.get("profile"),
-        devices=_unique(r["counts"]["device"] for r in files.records if r["process"] == PREDICTION),
+        devices=_unique(r["device"] for r in files.records if r["process"] == PREDICTION),
         planned_only=run["params"].get("stop_after") == "split",
         warnings=_unique(told.get("", [])),
         model=_model(package) if package else None,

@@ -82,8 +82,8 @@ def device_kinds(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, in
     kinds: dict[str, dict[str, int]] = {}
     for record in records:
         if record["process"] == PREDICTION:
-            kind = str(record["counts"]["device"])
-            for sample in (name for name, count in record["counts"].items() if isinstance(count, Mapping)):
+            kind = record["device"]
+            for sample in record["counts"]:
                 of_sample = kinds.setdefault(sample, {})
                 of_sample[kind] = of_sample.get(kind, 0) + 1
     return kinds
@@ -94,7 +94,7 @@ def unprobed_kinds(records: Iterable[Mapping[str, Any]]) -> tuple[list[str], lis
     used: dict[str, set[str]] = {PROBE: set(), PREDICTION: set()}
     for record in records:
         if record["process"] in used:
-            used[record["process"]].add(str(record["counts"]["device"]))
+            used[record["process"]].add(record["device"])
     # where the probe's answer is the CPU, that was told
     found = {kind for kind in used[PREDICTION] if not kind.startswith("CPU ")}
     return sorted(used[PROBE]), sorted(found - used[PROBE])
