@@ -40,8 +40,8 @@ def main(
     **options,
 ) -> None:
     with task("plan_tiles", batch, f"m{member}" if member else None) as record:
-        from voxelmill.device import chosen_device, sums_moved
         from voxelmill.planning import Options
+        from voxelmill.probe import chosen_device, sums_moved
         from voxelmill.schedule import plan_batch, tile_shape
 
         chosen = Options(

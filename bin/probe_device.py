@@ -30,9 +30,9 @@ def main(
 ) -> None:
     """Write device.json."""
     with task("probe_device", "probe_device", f"m{member}" if member else None) as record:
-        from voxelmill.device import FILE_NAME, probe_device
         from voxelmill.planning import Options
         from voxelmill.probabilities import MEMBER_TYPE
+        from voxelmill.probe import FILE_NAME, probe_device
 
         kept = MEMBER_TYPE if member else save_probabilities
         chosen = Options(device="cuda", batch=batch_size, probabilities=kept, **options)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "bin"
 # What the light image does not hold.
 HEAVY = {"torch", "dynamic_network_architectures"}
-# It asks for torch through voxelmill.device, and only after it has seen a GPU.
+# It asks for torch through voxelmill.probe, and only after it has seen a GPU.
 LATE = BIN / "probe_device.py"
 MODULES = sorted((ROOT / "modules").glob("*/main.nf"))
 
@@ -86,14 +86,14 @@ def test_only_those_scripts_need_torch_that_open_or_run_a_network() -> None:
     assert scripts == {"pack_model.py", "predict_tiles.py", "probe_device.py"}
 
 
-def test_one_module_alone_imports_torch_when_it_is_called() -> None:
-    # What the walk above does not see: PLAN_TILES, without torch, takes from it only what reads a file.
+def test_two_modules_alone_import_torch_when_they_are_called() -> None:
+    # What the walk above does not see: PLAN_TILES, without torch, takes from them only what reads a file.
     late = {
         path.name
         for path in (BIN / "voxelmill").rglob("*.py")
         if (imported(path, within_functions=True) - imported(path, within_functions=False)) & HEAVY
     }
-    assert late == {"device.py"}
+    assert late == {"device.py", "probe.py"}
 
 
 def test_versions_of_the_light_image_are_those_of_the_full_one() -> None:
