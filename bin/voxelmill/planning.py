@@ -135,12 +135,12 @@ def make_plan(config: ModelConfig, image: ImageInfo, options: Options) -> Plan:
     tried = []
     for place in places:
         tiled, needed = with_tiles(replace(plan, sums=place), config, options)
-        if int(needed.host) <= options.memory_budget and int(needed.gpu) <= options.gpu_memory_budget:
+        if needed.fits(options):
             return replace(tiled, memory_bytes=int(needed.host), gpu_memory_bytes=int(needed.gpu))
         tried.append((tiled, needed))
     # of the best place is told what it lacks: where that is room on the GPU, the host is not to blame
     tiled, needed = tried[0]
-    if int(needed.host) > options.memory_budget:
+    if needed.host > options.memory_budget:
         raise too_large(tiled, options, "memory", needed.host, options.memory_budget)
     raise too_large(tiled, options, "GPU memory", needed.gpu, options.gpu_memory_budget)
 
