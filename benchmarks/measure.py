@@ -101,12 +101,16 @@ class TreeSampler(threading.Thread):
 
 
 def descendants(root: int) -> list[int]:
-    found = []
-    # A process may end at any moment.
+    return [process for child in children(root) for process in (child, *descendants(child))]
+
+
+def children(process: int) -> list[int]:
+    found: list[int] = []
+    # A process may end at any moment, and so may a thread of it.
     with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{root}/task").glob("*/children"):
-            for child in map(int, task.read_text().split()):
-                found += [child, *descendants(child)]
+        for thread in Path(f"/proc/{process}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, thread.read_text().split())
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -120,15 +121,11 @@ def likely_plan(config: ModelConfig, image: ImageInfo, options: Options) -> Plan
     """
     if options.device != "cuda":
         return make_plan(config, image, options)
-    guesses = [replace(options, batch=batch) for batch in halvings(options.batch)]
-    refused: UsageError | None = None
-    for guess in (*guesses, replace(guesses[-1], gpu_network_bytes=0)):
-        try:
+    *larger, single = (replace(options, batch=batch) for batch in halvings(options.batch))
+    for guess in (*larger, single, replace(single, gpu_network_bytes=0)):
+        with contextlib.suppress(UsageError):
             return make_plan(config, image, guess)
-        except UsageError as error:
-            refused = refused if guess.gpu_network_bytes == 0 else error
-    assert refused is not None
-    raise refused
+    return make_plan(config, image, single)
 
 
 def estimate_together(

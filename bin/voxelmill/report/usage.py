@@ -9,7 +9,7 @@ from typing import Any
 from voxelmill.report.arrival import PREDICTION
 
 PROBE = "probe_device"
-"""The process whose counts name the kind of GPU that the plans were made for."""
+"""The process whose device is the GPU that the plans were made for."""
 
 ORDER = (
     "pack_model", "check_input", "import_image", "probe_device", "plan_tiles", "save_patches", "predict_tiles",
