@@ -112,6 +112,14 @@ def digests(outdir: Path) -> dict[str, str]:
     }
 
 
+# A site's patience with Slurm is minutes; a test's is seconds.
+IMPATIENT = """
+executor.pollInterval = '1 sec'
+executor.queueStatInterval = '2 sec'
+executor.exitReadTimeout = '8 sec'
+executor.submitRateLimit = '20/1sec'
+"""
+
 # Bash reads the file that BASH_ENV names before a task's script, inside the container; beforeScript runs outside it.
 WITNESS = """
 cp /etc/voxelmill/requirements.lock .lock

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import VERSION, assert_inside, finished, tasks
+from conftest import IMPATIENT, VERSION, assert_inside, finished, tasks
 
 
 @pytest.fixture
@@ -31,14 +31,16 @@ def test_apptainer_gives_the_same_bytes(local_digests: dict[str, str], options: 
     assert_inside(run, user=os.getuid())
 
 
-@pytest.mark.skipif(shutil.which("scontrol") is None, reason="no Slurm is installed here; .ci/slurm brings one")
+def slurm_answers() -> bool:
+    found = shutil.which("scontrol")
+    return found is not None and not subprocess.run([found, "ping"], capture_output=True, check=False).returncode
+
+
+@pytest.mark.skipif(not slurm_answers(), reason="no Slurm answers here: start these tests with .ci/slurm")
 def test_apptainer_in_jobs_of_slurm_gives_the_same_bytes(
     local_digests: dict[str, str], options: str, tmp_path: Path
 ) -> None:
-    if subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode:
-        pytest.skip("no Slurm answers here: start these tests with .ci/slurm")
-    patience = "executor.pollInterval = '1 sec'\nexecutor.queueStatInterval = '2 sec'\n"
-    run = finished("test,apptainer,slurm", tmp_path, options + patience)
+    run = finished("test,apptainer,slurm", tmp_path, options + IMPATIENT)
     assert run.digests == local_digests
     assert_inside(run, user=os.getuid(), network=[name for _, name in socket.if_nameindex()])
     assert all("#SBATCH" in script for script in tasks(run.work).values())

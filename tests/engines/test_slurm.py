@@ -15,17 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, digests, process_of, run_pipeline, tasks
-
-# A site's patience is minutes; a test's is seconds.
-IMPATIENT = """
-executor {
-    pollInterval = '1 sec'
-    queueStatInterval = '2 sec'
-    exitReadTimeout = '8 sec'
-    submitRateLimit = '20/1sec'
-}
-"""
+from conftest import IMPATIENT, ROOT, digests, process_of, run_pipeline, tasks
 
 # Read before a task's own script, outside any container.
 WITNESS = """

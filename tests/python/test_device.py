@@ -300,7 +300,7 @@ def test_the_demo_with_a_gpu_fits_the_test_profile(tmp_path: Path) -> None:
     """What checks of an installation start: the demo's model and size, with the budget that the profile gives."""
     config = pack_model(ROOT / "assets" / "demo_model", tmp_path / "package", spacing_unit="um")[0]
     values = dict(re.findall(r"^    (\w+) = (.+)$", (ROOT / "conf" / "test.config").read_text(), re.M))
-    budget = int(re.fullmatch(r"'(\d+) GB'", values["memory_budget"])[1]) * GIGA  # type: ignore[index]
+    budget = int(values["memory_budget"].removeprefix("'").removesuffix(" GB'")) * GIGA
     shape = tuple(map(int, values["demo_shape"].strip("'").split(",")))
     options = Options(device="cuda", memory_budget=budget, threads=1, mirroring=False)
     assert estimate(config, shape, (1.0,) * 3, options).memory_bytes > 2 * GIGA
@@ -319,11 +319,11 @@ def test_a_guess_of_gpu_memory_refuses_nothing(features: int, batch: int, model:
     assert found.windows == estimate(wide, shape, spacing, replace(options, device="cpu", memory_budget=10**12)).windows
     assert found.memory_bytes <= options.memory_budget
     for fault, small in (
-        ("--gpu_memory_budget", {"gpu_memory_budget": GIGA // 50, "memory_budget": 32 * GIGA // 10}),
-        ("--memory_budget", {"memory_budget": GIGA}),
+        ("--gpu_memory_budget", replace(options, gpu_memory_budget=GIGA // 50, memory_budget=32 * GIGA // 10)),
+        ("--memory_budget", replace(options, memory_budget=GIGA)),
     ):
         with pytest.raises(UsageError, match=f"at most {fault}"):
-            estimate(wide, shape, spacing, replace(options, **small))  # type: ignore[arg-type]
+            estimate(wide, shape, spacing, small)
 
 
 # where the sums lie
